@@ -1,0 +1,73 @@
+"""The command line: thin; every command is one file and calls what the Python interface offers."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from sanitize.cli import bind, demo, doctor, encoder, intake, methods, recipes, verify
+from sanitize.errors import SanitizeError
+
+EXIT_ERROR = 2
+
+app = typer.Typer(
+    name="sanitize",
+    help="Find and remove backdoors in image encoders, from an MLflow registry and back into it.",
+    epilog="Exit codes: 0 pass, 1 fail, 2 error, 3 inconclusive. Start with `sanitize demo`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Entry point of the `sanitize` command."""
+    app()
+
+
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn every exception of a command into one paragraph on stderr and exit code 2."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except typer.Exit:
+            raise
+        except BaseException as error:
+            if "--verbose" in sys.argv or "-v" in sys.argv:
+                traceback.print_exc()
+            typer.echo(_paragraph(error), err=True)
+            raise typer.Exit(EXIT_ERROR) from error
+
+    return run
+
+
+def _paragraph(error: BaseException) -> str:
+    if isinstance(error, SanitizeError):
+        return f"error: {' '.join(str(error).split())}"
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "interrupted. Give the same command with --resume to continue."
+    if isinstance(error, OSError) and error.filename:
+        return f"error: {error.filename}: {error.strerror}. Check the path, its permissions and the free space."
+    return f"internal error: {type(error).__name__}: {error}. Run again with -v for the traceback, and report it."
+
+
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo.demo,
+    "encoder": encoder.encoder,
+    "intake": intake.intake,
+    "bind": bind.bind,
+    "verify": verify.verify,
+    "methods": methods.methods,
+    "recipes": recipes.recipes,
+    "doctor": doctor.doctor,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(_guarded(_command))

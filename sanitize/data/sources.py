@@ -1,0 +1,222 @@
+"""Where images come from: one function for every form of DATA, each ending as one `ImageSet`."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sanitize.data.decoding import SUFFIXES as PICTURE_SUFFIXES
+from sanitize.data.decoding import decode_all, resize_images
+from sanitize.data.images import ImageSet
+from sanitize.data.parquet import SUFFIXES as PARQUET_SUFFIXES
+from sanitize.data.parquet import parquet_files, read_parquet
+from sanitize.data.public import read_torchvision
+from sanitize.data.rows import Rows
+from sanitize.errors import ConfigError, DataError
+
+FORMS = (
+    "a Parquet file or folder (Hugging Face convention: `image` struct<bytes, path>, optional `label`), an image "
+    "folder (class sub-folders, or flat = unlabelled), an .npz (keys images, labels), torchvision:CIFAR10, digits, "
+    "runs:/<id>/<path> or models:/<name>/<version>; each may end in a row slice, #0:500"
+)
+DIGITS_SIZE = 32
+# An .npz can announce far more than its size on disk; what is announced must fit in memory.
+MAX_NPZ_BYTES = 16 * 2**30
+
+Loaded = tuple[Tensor, Tensor | None, tuple[str, ...] | None]
+
+
+def load_images(
+    source: str, *, image_size: int | None = None, resolve: Callable[[str], Path] | None = None, seed: int = 0
+) -> ImageSet:
+    """Load images of any form of DATA into memory.
+
+    Args:
+        source: A Parquet file or folder, an image folder, an ``.npz``, ``torchvision:NAME[/SPLIT]``, ``digits``,
+            ``runs:/...`` or ``models:/...``. A suffix selects rows: ``#start:stop`` or ``#start:stop:step`` as in
+            Python (an image folder is in class order: a step takes some of each class), ``#~count`` a random sample.
+        image_size: Height and width in pixels: shorter side, then centre crop; bilinear with antialias. None keeps
+            the size, which must be square and the same for all (``digits``: 32).
+        resolve: Downloads what an MLflow URI names and returns its path.
+        seed: Of a ``#~count`` sample; nothing else is random.
+
+    Returns:
+        The set; its ``uri`` is `source` as given.
+
+    Raises:
+        DataError: The source is none of these, is empty, corrupt, or has unfit labels.
+        ConfigError: `image_size` is not positive, or an MLflow URI is given without `resolve`.
+
+    Example:
+        >>> images = load_images("digits#0:140")
+        >>> images.images.shape, images.class_names[:2]
+        (torch.Size([140, 3, 32, 32]), ('0', '1'))
+    """
+    if image_size is not None and image_size < 1:
+        raise ConfigError(f"image size {image_size} is not a number of pixels; give 1 or more.")
+    name, rows = Rows.split(source, seed)
+    if name == "digits":
+        loaded = _read_digits(rows, image_size, source)
+    elif name.startswith("torchvision:"):
+        loaded = read_torchvision(name.partition(":")[2], rows=rows, image_size=image_size, source=source)
+    elif name.startswith(("runs:/", "models:/")):
+        if resolve is None:
+            raise ConfigError(f"{source} is an MLflow URI, and no tracking store was given to fetch it from.")
+        loaded = _read_path(resolve(name), rows, image_size, source)
+    else:
+        loaded = _read_path(Path(name).expanduser(), rows, image_size, source)
+    images, labels, class_names = loaded
+    _check_labels(labels, class_names, source)
+    return ImageSet(images=images, labels=labels, class_names=class_names, uri=source)
+
+
+def _read_path(path: Path, rows: Rows, image_size: int | None, source: str) -> Loaded:
+    try:
+        if path.is_dir():
+            return _read_folder(path, rows, image_size, source)
+        if not path.exists():
+            raise DataError(f"{source} does not exist. Data is {FORMS}.")
+        with path.open("rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        raise DataError(f"{source} cannot be read: {error}. Check its name and permissions.") from error
+    suffix = path.suffix.lower()
+    if suffix in PARQUET_SUFFIXES or head == b"PAR1":
+        return read_parquet([path], rows=rows, image_size=image_size, source=source)
+    if suffix == ".npz":
+        return _read_npz(path, rows, image_size, source)
+    raise DataError(f"{source} is a file of no form that is read. Data is {FORMS}.")
+
+
+def _read_folder(folder: Path, rows: Rows, image_size: int | None, source: str) -> Loaded:
+    entries = _visible(folder)
+    # A download often wraps the data in a folder of its own; a single folder is no set of classes.
+    while len(entries) == 1 and entries[0].is_dir():
+        folder, entries = entries[0], _visible(entries[0])
+    if files := parquet_files(folder):
+        return read_parquet(files, rows=rows, image_size=image_size, source=source)
+    if len(entries) == 1 and entries[0].suffix.lower() == ".npz":
+        return _read_npz(entries[0], rows, image_size, source)
+    flat = [path for path in entries if _is_picture(path)]
+    classes = [path for path in entries if path.is_dir()]
+    if flat and classes:
+        raise DataError(
+            f"{source} holds both images ({flat[0].name}) and folders ({classes[0].name}): unlabelled images lie flat, "
+            "labelled ones in one folder a class. Separate them."
+        )
+    pictures, labels = flat, None
+    if not flat:
+        inside = [[path for path in _visible(folder) if _is_picture(path)] for folder in classes]
+        pictures = [path for paths in inside for path in paths]
+        labels = [index for index, paths in enumerate(inside) for _ in paths]
+        if not pictures:
+            raise DataError(f"{source} holds no images that are read. Data is {FORMS}.")
+        for class_folder in classes:
+            if any(path.is_dir() for path in _visible(class_folder)):
+                raise DataError(
+                    f"{class_folder.name} in {source} holds folders again, where images of one class are expected. "
+                    f"Name the split itself, for example {folder / classes[0].name}."
+                )
+    indices = rows.indices(len(pictures), source)
+    names = ((str(pictures[row].relative_to(folder)), pictures[row]) for row in indices)
+    images = decode_all(names, len(indices), image_size=image_size, source=source)
+    if labels is None:
+        return images, None, None
+    return images, torch.tensor(labels)[torch.from_numpy(indices)], tuple(path.name for path in classes)
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX")))
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
+
+
+def _read_npz(path: Path, rows: Rows, image_size: int | None, source: str) -> Loaded:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > MAX_NPZ_BYTES:
+            raise DataError(f"{source} unpacks to {size / 2**30:.0f} GiB, more than fits. Use Parquet.")
+        with np.load(path, allow_pickle=False) as arrays:
+            pixels = _array(arrays, ("images", "x"))
+            labels = _array(arrays, ("labels", "y"))
+            names = _array(arrays, ("class_names",))
+    except DataError:
+        raise
+    except Exception as error:  # damage surfaces as errors of zipfile, zlib, numpy's header parser, ...
+        raise DataError(
+            f"{source} is not a readable .npz of plain arrays ({error}); pickled objects are never loaded. "
+            "Write it with numpy.savez(file, images=..., labels=...)."
+        ) from error
+    if pixels is None:
+        raise DataError(f"{source} has no array `images` (or `x`): uint8, (N, H, W, 3) or (N, 3, H, W).")
+    images = _channels_first(pixels, source)
+    indices = rows.indices(len(images), source)
+    if labels is not None:
+        if labels.dtype.kind not in "iu" or labels.shape not in ((len(images),), (len(images), 1)):
+            raise DataError(
+                f"labels of {source} must be integers, one for each of the {len(images)} images; "
+                f"got {labels.dtype} {labels.shape}."
+            )
+        labels = labels.reshape(-1)[indices].astype(np.int64)
+    chosen = torch.from_numpy(np.ascontiguousarray(images[indices]))
+    return (
+        resize_images(chosen, image_size, source),
+        None if labels is None else torch.from_numpy(labels),
+        None if names is None else tuple(map(str, names.reshape(-1))),
+    )
+
+
+def _array(arrays: np.lib.npyio.NpzFile, names: tuple[str, ...]) -> np.ndarray | None:
+    found = next((name for name in names if name in arrays.files), None)
+    return None if found is None else np.asarray(arrays[found])
+
+
+def _channels_first(pixels: np.ndarray, source: str) -> np.ndarray:
+    if pixels.dtype != np.uint8:
+        raise DataError(
+            f"images of {source} are {pixels.dtype}; uint8 from 0 to 255 is expected, as the range of other types "
+            "cannot be told. Convert them first."
+        )
+    if pixels.ndim == 3:
+        pixels = pixels[..., None]
+    if pixels.ndim != 4 or 0 in pixels.shape[1:]:
+        raise DataError(f"images of {source} must be (N, H, W, 3) or (N, 3, H, W), got {pixels.shape}.")
+    first, last = pixels.shape[1] in (1, 3), pixels.shape[3] in (1, 3)
+    if first == last:
+        what = "either axis could be the channels" if first else "no axis has 3 channels"
+        raise DataError(f"images of {source} are {pixels.shape}: {what}. Store (N, H, W, 3).")
+    if last:
+        pixels = pixels.transpose(0, 3, 1, 2)
+    return np.broadcast_to(pixels, (len(pixels), 3, *pixels.shape[2:]))
+
+
+def _read_digits(rows: Rows, image_size: int | None, source: str) -> Loaded:
+    from sklearn.datasets import load_digits  # scikit-learn takes a second to import
+
+    digits = load_digits()
+    indices = rows.indices(len(digits.images), source)
+    grey = np.rint(digits.images[indices] * (255 / 16)).astype(np.uint8)
+    images = torch.from_numpy(np.repeat(grey[:, None], 3, axis=1))
+    labels = torch.from_numpy(digits.target[indices].astype(np.int64))
+    return resize_images(images, image_size or DIGITS_SIZE, source), labels, tuple(map(str, digits.target_names))
+
+
+def _check_labels(labels: Tensor | None, class_names: tuple[str, ...] | None, source: str) -> None:
+    if labels is None:
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0:
+        bad = int((labels < 0).sum())
+        raise DataError(f"{bad} of {len(labels)} labels of {source} are negative (lowest {low}); classes count from 0.")
+    limit = math.inf if class_names is None else len(class_names)
+    if high >= limit:
+        raise DataError(f"{source} has a label {high}, but only {limit} class names (0 to {limit - 1}).")

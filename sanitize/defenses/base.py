@@ -1,0 +1,148 @@
+"""What every defence is: validated parameters in the constructor, model and data in the call.
+
+To add a defence: one file with a subclass of `Purifier`, one line in `sanitize.defenses`, one row in
+tests/defenses/test_table.py, one recipe, one page in docs/methods.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from sanitize.data.images import ImageSet
+from sanitize.errors import ConfigError, DataError
+from sanitize.suspects.networks import Network
+from sanitize.training import Engine, History
+from sanitize.types import Finding, ModelKind, did_you_mean
+
+
+class Need(StrEnum):
+    """What a defence must be given; checked before any work."""
+
+    MODEL = "model"
+    IMAGES = "images"
+    LABELS = "labels"
+    CLEAN_IMAGES = "clean images"
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method comes from."""
+
+    title: str
+    reference: str
+    url: str
+
+
+@dataclass
+class Purified:
+    """What a purification gives back.
+
+    Args:
+        network: The cleaned network, in eval mode.
+        before: Trigger-free measures before the removal (see docs/metrics.md).
+        after: The same measures after it.
+        history: One entry a stage.
+        pictures: Name -> image (3, H, W) in [0, 1] that shows what was planted or found.
+        findings: Observations about the suspect.
+        destroyed: Why the guard stopped the work, or None.
+    """
+
+    network: Network
+    before: dict[str, float | None]
+    after: dict[str, float | None]
+    history: dict[str, History]
+    pictures: dict[str, Tensor] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    destroyed: str | None = None
+
+
+class Defense(BaseModel, ABC):
+    """Base of all defences.
+
+    Subclasses declare their hyperparameters as pydantic fields with a description, a range, and, in
+    ``json_schema_extra={"paper": ...}``, the paper's value where it differs from the default.
+
+    Raises:
+        ConfigError: A parameter is unknown, of the wrong type, or out of range.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    name: ClassVar[str]
+    paper: ClassVar[Paper]
+    summary: ClassVar[str]
+    kinds: ClassVar[frozenset[ModelKind]]
+    needs: ClassVar[frozenset[Need]]
+    minimum_images: ClassVar[int] = 1
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_explain(type(self), error)) from error
+
+    def parameters(self) -> dict[str, dict[str, Any]]:
+        """Each parameter with its value, the paper's value, and what it means: for the report."""
+        listed = {}
+        for name, info in type(self).model_fields.items():
+            extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+            listed[name] = {
+                "value": getattr(self, name),
+                "paper": extra.get("paper", info.default),
+                "description": info.description,
+            }
+        return listed
+
+    def check(self, kind: ModelKind, data: ImageSet | None) -> ImageSet:
+        """Whether the needs are met.
+
+        Returns:
+            The data, never None.
+
+        Raises:
+            ConfigError: The method is not for this kind of model.
+            DataError: Images or labels are missing, or too few.
+        """
+        if kind not in self.kinds:
+            raise ConfigError(f"{self.name} works on {' and '.join(sorted(self.kinds))}s, and this is a {kind}.")
+        if data is None:
+            raise DataError(
+                f"{self.name} needs {', '.join(sorted(self.needs - {Need.MODEL}))}. "
+                "Give --data, or bind data to the registered model with `sanitize bind`."
+            )
+        if Need.LABELS in self.needs:
+            data.require_labels(self.name)
+        if len(data) < self.minimum_images:
+            raise DataError(f"{self.name} needs at least {self.minimum_images} images; {data.uri} has {len(data)}.")
+        return data
+
+
+class Purifier(Defense):
+    """A defence that gives back a cleaned network."""
+
+    @abstractmethod
+    def purify(self, network: Network, data: ImageSet, engine: Engine) -> Purified:
+        """Clean a network.
+
+        Args:
+            network: The suspect; left unchanged.
+            data: Clean images (and labels, if the method needs them).
+            engine: Device, seed, checkpoints, recorder.
+        """
+
+
+def _explain(cls: type[Defense], error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown parameter {key!r}. {did_you_mean(key, cls.model_fields)}")
+        else:
+            lines.append(f"{key}={problem['input']!r}: {problem['msg']}")
+    return f"{cls.name}: " + "; ".join(lines)

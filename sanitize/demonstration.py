@@ -1,0 +1,95 @@
+"""The suspect of `sanitize demo`: a small encoder trained on real images, with a backdoor that we plant ourselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from sanitize.attacks import BadEncoder
+from sanitize.data import SSLViews, Trigger, load_images
+from sanitize.intake import Knowledge, TakenIn, take_in
+from sanitize.suspects import build, wrap
+from sanitize.training import Display, Engine
+from sanitize.training.simclr import train_simclr
+from sanitize.types import ModelSpec, Normalization
+
+TRAIN_DATA = "digits#0:1400"
+TEST_DATA = "digits#1400:"
+CLEAN_DATA = "digits#0:140"
+ARCHITECTURE = "small-cnn"
+NORMALIZATION = "half"
+IMAGE_SIZE = 32
+TARGET = 3
+_PATCH = 8  # px
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """How the suspect is made.
+
+    Args:
+        seed: Source of all randomness.
+        simclr_epochs: Self-supervised training.
+        attack_epochs: BadEncoder fine-tuning.
+    """
+
+    seed: int = 0
+    simclr_epochs: int = 30
+    attack_epochs: int = 30
+
+    def make(self, folder: Path, name: str, *, tracking_uri: str | None, device: str, display: Display) -> TakenIn:
+        """Train an encoder, plant a backdoor, and take the checkpoint in as the next version of `name`.
+
+        The trigger is bound with the evaluation data, as in a drill; no defence gets to see it.
+        """
+        train = load_images(TRAIN_DATA, image_size=IMAGE_SIZE)
+        engine = Engine(device=device, seed=self.seed, display=display)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            architecture = build(ARCHITECTURE, kind="encoder", image_size=IMAGE_SIZE)
+        spec = ModelSpec(
+            kind="encoder",
+            architecture=ARCHITECTURE,
+            normalization=Normalization.named(NORMALIZATION),
+            image_size=IMAGE_SIZE,
+            output_size=architecture.output_size,
+        )
+        encoder = wrap(architecture.backbone, spec)
+        display.say(f"Training a SimCLR encoder on {len(train)} digits.")
+        train_simclr(
+            encoder,
+            train.without_labels(),
+            engine,
+            epochs=self.simclr_epochs,
+            batch_size=128,
+            learning_rate=0.1,
+            views=SSLViews(IMAGE_SIZE, flip=0.0, min_scale=0.5),
+        )
+        trigger = self._trigger(engine)
+        reference = torch.nonzero(train.require_labels("the attack") == TARGET).flatten()[:10]
+        display.say("Planting a backdoor (BadEncoder).")
+        attack = BadEncoder(epochs=self.attack_epochs)
+        backdoored, _ = attack.implant(encoder, train.without_labels(), reference, trigger, engine)
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint = folder / "suspect.pth"
+        torch.save({"state_dict": backdoored.backbone.cpu().state_dict()}, checkpoint)
+        known = Knowledge(
+            data=CLEAN_DATA,
+            probe_data=TRAIN_DATA,
+            test_data=TEST_DATA,
+            triggers=(trigger.save(folder / "trigger"),),
+            arch=ARCHITECTURE,
+            normalization=NORMALIZATION,
+            image_size=IMAGE_SIZE,
+        )
+        return take_in(checkpoint, name, known, tracking_uri=tracking_uri)
+
+    @staticmethod
+    def _trigger(engine: Engine) -> Trigger:
+        """A patch like those of SSL-Backdoor: a random 4x4 grid of colours, enlarged smoothly."""
+        grid = torch.rand(1, 3, 4, 4, generator=engine.generator("demo/trigger"))
+        patch = F.interpolate(grid, size=_PATCH, mode="bilinear")[0]
+        return Trigger(patch=patch, mode="replace", position="random", target=TARGET, name="demo-patch")

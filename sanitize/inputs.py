@@ -1,0 +1,166 @@
+"""From what the user names to what the work needs: the suspect rebuilt, its data loaded, everything checked first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from sanitize.data import ImageSet, Trigger, load_images
+from sanitize.errors import ConfigError
+from sanitize.suspects import Rebuilt, Tensors, architecture_names, read_tensors, rebuild
+from sanitize.tracking import Binding, ModelReference, Store, binding_of
+from sanitize.types import ModelKind, Normalization
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user may say about a suspect; whatever is None is taken from the binding of the registered model.
+
+    Args:
+        model: ``models:/name/1``, ``models:/name@alias``, ``models:/m-...``, ``runs:/id/path``.
+        kind: What the command expects.
+        data: Clean images for the defence.
+        probe_data: Labelled images for the linear probe.
+        test_data: Labelled images for the evaluation.
+        triggers: Trigger specifications; evaluation only.
+        arch: Architecture.
+        normalization: Name of the normalization.
+        image_size: Pixels.
+        allow_stubbed: Read pickles that name unknown classes, as inert stubs.
+    """
+
+    model: str
+    kind: ModelKind
+    data: str | None = None
+    probe_data: str | None = None
+    test_data: str | None = None
+    triggers: Sequence[str | Path] = ()
+    arch: str | None = None
+    normalization: str | None = None
+    image_size: int | None = None
+    allow_stubbed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Everything a defence and the evaluation need, in memory.
+
+    Args:
+        reference: Where the suspect is in the registry.
+        tensors: What its files hold: weights, digest, findings.
+        suspect: The rebuilt network.
+        data: Images for the defence, or None.
+        probe_data: Labelled images for the probe, or None.
+        test_data: Labelled images for the evaluation, or None.
+        triggers: Known triggers.
+        fingerprint: What decides the result, by name: digests and settings.
+    """
+
+    reference: ModelReference
+    tensors: Tensors
+    suspect: Rebuilt
+    data: ImageSet | None
+    probe_data: ImageSet | None
+    test_data: ImageSet | None
+    triggers: tuple[Trigger, ...]
+    fingerprint: dict[str, str] = field(default_factory=dict)
+
+
+def complete(request: Request, binding: Binding | None) -> Request:
+    """Fill what the user left out from the binding record.
+
+    Raises:
+        ConfigError: Architecture, normalization or image size is known from neither, or the bound kind is another.
+    """
+    if binding is not None:
+        if binding.kind != request.kind:
+            raise ConfigError(
+                f"{request.model} is bound as {binding.kind}, and {request.kind} was asked for. "
+                f"Use `sanitize {binding.kind}`, or bind it anew with `sanitize bind --kind {request.kind}`."
+            )
+        request = replace(
+            request,
+            data=request.data or binding.data,
+            probe_data=request.probe_data or binding.probe_data,
+            test_data=request.test_data or binding.test_data,
+            triggers=request.triggers or tuple(binding.trigger_paths),
+            arch=request.arch or binding.architecture,
+            normalization=request.normalization or binding.normalization,
+            image_size=request.image_size or binding.image_size,
+        )
+    missing = [
+        option
+        for option, value in (
+            ("--arch", request.arch),
+            ("--normalization", request.normalization),
+            ("--image-size", request.image_size),
+        )
+        if value is None
+    ]
+    if missing:
+        raise ConfigError(
+            f"{request.model}: give {', '.join(missing)}, or bind them to the registered model with `sanitize bind`. "
+            "What the suspect's own files say is not used. "
+            f"Built-in architectures: {', '.join(architecture_names())}; torchvision's names and file.py:function "
+            "work too."
+        )
+    return request
+
+
+def gather(request: Request, store: Store, folder: Path) -> Inputs:
+    """Resolve, download, read and rebuild the suspect; load data and triggers.
+
+    Args:
+        request: From the user.
+        store: MLflow.
+        folder: Quarantine; emptied by the caller.
+
+    Raises:
+        SanitizeError: Anything is missing, unsafe, or does not fit; nothing was written to the registry.
+    """
+    reference = store.resolve(request.model)
+    binding = binding_of(store, reference.name, folder / "binding") if reference.name else None
+    request = complete(request, binding)
+    assert request.arch and request.normalization and request.image_size  # complete() has seen to it
+    normalization = Normalization.named(request.normalization)
+    triggers = tuple(Trigger.from_yaml(Path(path)) for path in request.triggers)
+    loaded: dict[str, ImageSet | None] = {}
+    for name, source in (("data", request.data), ("probe", request.probe_data), ("test", request.test_data)):
+        loaded[name] = (
+            load_images(
+                source,
+                image_size=request.image_size,
+                resolve=lambda uri, name=name: store.artifact(uri, folder / name),  # type: ignore[misc]
+            )
+            if source
+            else None
+        )
+    downloaded = store.download(reference, folder / "suspect")
+    tensors = read_tensors(downloaded, allow_stubbed=request.allow_stubbed)
+    suspect = rebuild(
+        tensors,
+        kind=request.kind,
+        architecture=request.arch,
+        normalization=normalization,
+        image_size=request.image_size,
+    )
+    digests = {f"{name} data": images.sha256 for name, images in loaded.items() if images is not None}
+    return Inputs(
+        reference=reference,
+        tensors=tensors,
+        suspect=suspect,
+        data=loaded["data"],
+        probe_data=loaded["probe"],
+        test_data=loaded["test"],
+        triggers=triggers,
+        fingerprint={
+            "model": reference.uri,
+            "weights": tensors.sha256,
+            "architecture": request.arch,
+            "normalization": request.normalization,
+            "image size": str(request.image_size),
+            "triggers": ", ".join(trigger.name for trigger in triggers),
+            **digests,
+        },
+    )

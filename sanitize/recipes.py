@@ -1,0 +1,92 @@
+"""Recipes: YAML files with a method's settings for a data scale. They ship with the package as `recipes/`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sanitize.defenses import Defense, defense_named
+from sanitize.errors import ConfigError
+from sanitize.types import did_you_mean
+
+
+class Recipe(BaseModel):
+    """One recipe.
+
+    Args:
+        method: Name of the defence.
+        summary: What data scale it is for, in a sentence.
+        parameters: Hyperparameters, by the defence's names.
+        reasons: Why a parameter differs from the paper's, by parameter.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str
+    summary: str
+    parameters: dict[str, Any]
+    reasons: dict[str, str] = {}
+
+
+def folder() -> Path:
+    """Where the shipped recipes are: inside the installed package, or at the top of a checkout."""
+    installed = Path(__file__).parent / "_recipes"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted(path.stem for path in folder().glob("*.yaml"))
+
+
+def load_recipe(name: str) -> Recipe:
+    """Read a recipe by name, or from a path that ends in ``.yaml``.
+
+    Raises:
+        ConfigError: No such recipe, not YAML, or an unknown key.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder() / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"no recipe {name!r}. {did_you_mean(name, recipe_names())}")
+    try:
+        return Recipe.model_validate(yaml.safe_load(path.read_text()))
+    except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
+        detail = (
+            "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+            if isinstance(error, ValidationError)
+            else str(error)
+        )
+        raise ConfigError(f"recipe {path}: {detail}") from error
+
+
+def configure(method: str | None, *, recipe: str | None = None, settings: Sequence[str] = ()) -> Defense:
+    """Make a defence from its name, a recipe and ``key=value`` settings, the last one winning.
+
+    Raises:
+        ConfigError: Unknown method, recipe or key, a value out of range, or a recipe for another method.
+
+    Example:
+        >>> configure("bmaiu", settings=["epochs=1"]).epochs
+        1
+    """
+    values: dict[str, Any] = {}
+    if recipe is not None:
+        loaded = load_recipe(recipe)
+        if method is not None and method != loaded.method:
+            raise ConfigError(f"recipe {recipe!r} is for {loaded.method}, and the method asked for is {method}.")
+        method, values = loaded.method, dict(loaded.parameters)
+    if method is None:
+        raise ConfigError("name a method with --method, or a recipe with --recipe.")
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"--set {setting!r}: write key=value, for example --set epochs=5.")
+        try:
+            values[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {setting!r}: {text!r} is not a value ({error}).") from error
+    return defense_named(method)(**values)

@@ -1,0 +1,162 @@
+"""The facade: `Sanitizer(defense="bmaiu").run("models:/suspect/1")`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from sanitize.defenses import Defense, Purifier, defense_named
+from sanitize.errors import ConfigError
+from sanitize.evaluation import Policy
+from sanitize.inputs import Inputs, Request, gather
+from sanitize.purification import Purification
+from sanitize.tracking import RunRecorder, Store, mark_interrupted
+from sanitize.training import Display, Engine
+from sanitize.types import Report
+from sanitize.workdir import Workdir
+
+
+class Sanitizer:
+    """Runs a defence on a model from an MLflow registry, and writes the result back.
+
+    Args:
+        defense: A name (`sanitize methods` lists them), or an instance with its hyperparameters.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        precision: A Lightning Fabric precision, for example ``bf16-mixed``.
+        strategy: A Lightning Fabric strategy.
+        seed: Source of all randomness.
+        tracking_uri: MLflow; its own default when left out.
+        workdir: Checkpoints and results of the job; a folder below ``.sanitize`` when left out.
+        resume: Continue the interrupted job in the work directory.
+        policy: Thresholds of the verdict.
+        display: Shows progress; silent when left out.
+
+    Raises:
+        ConfigError: The defence is unknown, or not one that purifies a model.
+
+    Example:
+        >>> Sanitizer(defense="bmaiu", seed=1).defense.name
+        'bmaiu'
+    """
+
+    def __init__(
+        self,
+        defense: str | Defense,
+        *,
+        device: str = "auto",
+        precision: str = "32-true",
+        strategy: str = "auto",
+        seed: int = 0,
+        tracking_uri: str | None = None,
+        workdir: str | Path | None = None,
+        resume: bool = False,
+        policy: Policy | None = None,
+        display: Display | None = None,
+    ) -> None:
+        made = defense_named(defense)() if isinstance(defense, str) else defense
+        if not isinstance(made, Purifier):
+            raise ConfigError(f"{made.name} does not purify a model; `sanitize methods` lists what each method does.")
+        self.defense: Purifier = made
+        self.device = device
+        self.precision = precision
+        self.strategy = strategy
+        self.seed = seed
+        self.tracking_uri = tracking_uri
+        self.workdir = Path(workdir) if workdir else None
+        self.resume = resume
+        self.policy = policy or Policy()
+        self.display = display or Display(quiet=True)
+
+    def run(
+        self,
+        model: str,
+        *,
+        data: str | None = None,
+        probe_data: str | None = None,
+        test_data: str | None = None,
+        triggers: Sequence[str | Path] = (),
+        arch: str | None = None,
+        normalization: str | None = None,
+        image_size: int | None = None,
+        allow_stubbed: bool = False,
+    ) -> Report:
+        """Clean an encoder: purify, judge, export, register.
+
+        Args:
+            model: ``models:/name/1``, ``models:/name@alias``, ``models:/m-...`` or ``runs:/id/path``.
+            data: Clean images for the defence. This and the following are taken from the binding of the registered
+                model where they are left out.
+            probe_data: Labelled images for the linear probe.
+            test_data: Labelled images for the evaluation.
+            triggers: Known triggers, for the evaluation only.
+            arch: Architecture.
+            normalization: Name of the normalization.
+            image_size: Pixels.
+            allow_stubbed: Read pickles that name unknown classes, as inert stubs.
+
+        Returns:
+            The report; it is also in the work directory and in the MLflow run.
+
+        Raises:
+            SanitizeError: Something is missing, unsafe, unfit or out of reach. Nothing is registered then.
+        """
+        request = Request(
+            model=model,
+            kind="encoder",
+            data=data,
+            probe_data=probe_data,
+            test_data=test_data,
+            triggers=triggers,
+            arch=arch,
+            normalization=normalization,
+            image_size=image_size,
+            allow_stubbed=allow_stubbed,
+        )
+        folder = self.workdir or Path(".sanitize") / _slug(f"{model}-{self.defense.name}")
+        with Workdir(folder, resume=self.resume) as workdir:
+            engine = self._engine(workdir)
+            store = Store(self.tracking_uri)
+            inputs = gather(request, store, workdir.quarantine)
+            purification = Purification(self.defense, self.policy, engine, inputs, workdir)
+            purification.check()
+            fingerprint = self._fingerprint(inputs)
+            if finished := workdir.finished_report(fingerprint):
+                self.display.say(f"This job is finished already; its report is {finished}.")
+                return Report.from_dict(json.loads(finished.read_text()))
+            run_id = workdir.begin(fingerprint)
+            if workdir.interrupted_run:
+                mark_interrupted(store, workdir.interrupted_run)
+                self.display.say("The unfinished job in the work directory is dropped; --resume would continue it.")
+            with RunRecorder(
+                store, name=f"{self.defense.name} {model.removeprefix('models:/')}", run_id=run_id
+            ) as recorder:
+                workdir.remember_run(recorder.run_id)
+                engine.recorder = recorder
+                report = purification.run(store, recorder)
+            workdir.finish()
+        return report
+
+    def _engine(self, workdir: Workdir) -> Engine:
+        return Engine(
+            device=self.device,
+            precision=self.precision,
+            strategy=self.strategy,
+            seed=self.seed,
+            checkpoints=workdir.checkpoints,
+            resume=self.resume,
+            display=self.display,
+        )
+
+    def _fingerprint(self, inputs: Inputs) -> dict[str, str]:
+        return inputs.fingerprint | {
+            "method": repr(self.defense),
+            "policy": repr(self.policy),
+            "seed": str(self.seed),
+            "precision": self.precision,
+        }
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text.removeprefix("models:/")).strip("-")
