@@ -40,13 +40,17 @@ class Demonstration:
     simclr_epochs: int = 30
     attack_epochs: int = 30
 
-    def make(self, folder: Path, name: str, *, tracking_uri: str | None, device: str, display: Display) -> TakenIn:
-        """Train an encoder, plant a backdoor, and take the checkpoint in as the next version of `name`.
+    def train(self, folder: Path, engine: Engine) -> Path:
+        """Train an encoder and plant a backdoor in a copy of it.
 
-        The trigger is bound with the evaluation data, as in a drill; no defence gets to see it.
+        Args:
+            folder: Gets ``clean.pth``, ``suspect.pth`` and ``trigger/trigger.yaml``.
+            engine: Device, seed, display.
+
+        Returns:
+            The specification of the trigger.
         """
         train = load_images(TRAIN_DATA, image_size=IMAGE_SIZE)
-        engine = Engine(device=device, seed=self.seed, display=display)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             architecture = build(ARCHITECTURE, kind="encoder", image_size=IMAGE_SIZE)
@@ -58,34 +62,42 @@ class Demonstration:
             output_size=architecture.output_size,
         )
         encoder = wrap(architecture.backbone, spec)
-        display.say(f"Training a SimCLR encoder on {len(train)} digits.")
+        engine.display.say(f"Training a SimCLR encoder on {len(train)} digits.")
         train_simclr(
             encoder,
             train.without_labels(),
             engine,
             epochs=self.simclr_epochs,
             batch_size=128,
-            learning_rate=0.1,
+            learning_rate=0.2,
             views=SSLViews(IMAGE_SIZE, flip=0.0, min_scale=0.5),
         )
         trigger = self._trigger(engine)
-        reference = torch.nonzero(train.require_labels("the attack") == TARGET).flatten()[:10]
-        display.say("Planting a backdoor (BadEncoder).")
-        attack = BadEncoder(epochs=self.attack_epochs)
+        reference = torch.nonzero(train.require_labels("the attack") == TARGET).flatten()[:1]
+        engine.display.say("Planting a backdoor (BadEncoder).")
+        attack = BadEncoder(epochs=self.attack_epochs, learning_rate=0.02)
         backdoored, _ = attack.implant(encoder, train.without_labels(), reference, trigger, engine)
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint = folder / "suspect.pth"
-        torch.save({"state_dict": backdoored.backbone.cpu().state_dict()}, checkpoint)
+        torch.save({"state_dict": encoder.backbone.cpu().state_dict()}, folder / "clean.pth")
+        torch.save({"state_dict": backdoored.backbone.cpu().state_dict()}, folder / "suspect.pth")
+        return trigger.save(folder / "trigger")
+
+    def make(self, folder: Path, name: str, *, tracking_uri: str | None, device: str, display: Display) -> TakenIn:
+        """Train the suspect, and take its checkpoint in as the next version of `name`.
+
+        The trigger is bound with the evaluation data, as in a drill; no defence gets to see it.
+        """
+        trigger = self.train(folder, Engine(device=device, seed=self.seed, display=display))
         known = Knowledge(
             data=CLEAN_DATA,
             probe_data=TRAIN_DATA,
             test_data=TEST_DATA,
-            triggers=(trigger.save(folder / "trigger"),),
+            triggers=(trigger,),
             arch=ARCHITECTURE,
             normalization=NORMALIZATION,
             image_size=IMAGE_SIZE,
         )
-        return take_in(checkpoint, name, known, tracking_uri=tracking_uri)
+        return take_in(folder / "suspect.pth", name, known, tracking_uri=tracking_uri)
 
     @staticmethod
     def _trigger(engine: Engine) -> Trigger:

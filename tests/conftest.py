@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 from pathlib import Path
 
 import pytest
+
+from tests.encoders import Encoders, load_encoders, train_encoders
+
+
+def copied_store(empty: Path, folder: Path) -> str:
+    """URI of a copy of an empty store in `folder`, its artifacts beside it."""
+    file = folder / "mlflow.db"
+    shutil.copyfile(empty, file)
+    with sqlite3.connect(file) as database:  # the default experiment names the folder of the store that was copied
+        database.execute("UPDATE experiments SET artifact_location = ?", ((folder / "mlartifacts" / "0").as_uri(),))
+    database.close()
+    return f"sqlite:///{file}"
 
 
 @pytest.fixture(scope="session")
@@ -22,9 +35,19 @@ def empty_store(tmp_path_factory):
 @pytest.fixture
 def store_uri(empty_store: Path, tmp_path: Path) -> str:
     """URI of a fresh store whose artifacts lie beside it, in tmp_path."""
-    file = tmp_path / "mlflow.db"
-    shutil.copyfile(empty_store, file)
-    with sqlite3.connect(file) as database:  # the default experiment names the folder of the store that was copied
-        database.execute("UPDATE experiments SET artifact_location = ?", ((tmp_path / "mlartifacts" / "0").as_uri(),))
-    database.close()
-    return f"sqlite:///{file}"
+    return copied_store(empty_store, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Encoders:
+    """A clean and a backdoored encoder of digits; trained once, also where several workers run the tests."""
+    from filelock import FileLock
+
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / "encoders"
+    with FileLock(shared / "encoders.lock"):
+        if not folder.is_dir():
+            train_encoders(folder)
+    return load_encoders(folder)

@@ -36,6 +36,7 @@ class BMAIU(Purifier):
         - The reference set is a cluster of the suspect's own features, since there are no labels (the paper takes
           images of one class and does not say how to find them).
         - Batch norm is frozen by default (not stated in the paper), so that both stages start at the anchor exactly.
+        - Gradients are clipped at the size that u2 = 10 gives them: without it, small encoders sometimes collapse.
         - A guard compares clean features with the suspect's after each epoch and stops when they have moved too far.
 
     Example:
@@ -66,7 +67,7 @@ class BMAIU(Purifier):
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD", json_schema_extra=_NOT_STATED)
     weight_decay: float = Field(5e-4, ge=0, description="of SGD", json_schema_extra=_NOT_STATED)
     clip_norm: float = Field(
-        1.0, gt=0, description="gradients longer than this are scaled down", json_schema_extra={"paper": "no clipping"}
+        10.0, gt=0, description="gradients longer than this are scaled down", json_schema_extra={"paper": "no clipping"}
     )
     effectiveness_weight: float = Field(1.0, ge=0, description="u1: pull of the canary in stage 1")
     unlearn_weight: float = Field(10.0, ge=0, description="u2: a triggered image looks like its clean self")

@@ -27,7 +27,7 @@ def cifar_resnet(depth: int, classes: int) -> nn.Module:
 
 
 class SmallCNN(nn.Module):
-    """Four 3x3 conv-BN layers of 32, 64, 128 and 128 channels, the first three with stride 2, average-pooled; one linear.
+    """Four 3x3 conv-BN layers (32, 64, 128, 128 channels; the first three of stride 2), average-pooled; one linear.
 
     There is no ReLU before the pooling: non-negative features of so small a network all point the same way, and losses
     of cosines (SimCLR's, BadEncoder's) then have little to work with.

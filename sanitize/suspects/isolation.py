@@ -24,7 +24,7 @@ _FRESH = ("--proc", "/proc", "--dev", "/dev")
 def run_extraction(request: dict[str, Any], output: Path) -> dict[str, Any]:
     """Serve one extraction request in a child process.
 
-    The child is ``python -I -S`` with an empty environment, its own limits on CPU time, memory, file size, files and
+    The child is ``python -I -S -B`` with an empty environment, its own limits on CPU time, memory, file size, files and
     processes, and, where bubblewrap works, no network and a file system that is read-only except for `output`.
 
     Args:
@@ -40,7 +40,7 @@ def run_extraction(request: dict[str, Any], output: Path) -> dict[str, Any]:
     output = output.resolve()
     question = output / "request.json"
     question.write_text(json.dumps(request))
-    command = [sys.executable, "-I", "-S", str(SCRIPT), str(question), str(output)]
+    command = [sys.executable, "-I", "-S", "-B", str(SCRIPT), str(question), str(output)]
     boxed = bubblewrap()
     if boxed:
         command = [boxed, *_BUBBLEWRAP, *_FRESH, "--bind", str(output), str(output), "--chdir", "/", *command]
@@ -48,10 +48,25 @@ def run_extraction(request: dict[str, Any], output: Path) -> dict[str, Any]:
     answer = output / FOUND
     if not answer.is_file() or answer.is_symlink() or answer.stat().st_size > MAX_FOUND_BYTES:
         raise ArtifactError(f"{request['root']} could not be read: {_why(code, output, request)}")
-    found: dict[str, Any] = json.loads(answer.read_text())
+    found: dict[str, Any] = _printable(json.loads(answer.read_text()))
+    if found.get("file", "") not in (*request.get("files", ()), ""):
+        raise ArtifactError(f"{request['root']} could not be read: the reader named a file that it was not given.")
     if not boxed:
         found["missing"].append("bubblewrap (no network, read-only files)")
     return found
+
+
+def _printable(value: Any) -> Any:
+    # Names from the artifact end up on terminals and in reports: no control characters.
+    if isinstance(value, str):
+        return (
+            value
+            if value.isprintable()
+            else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in value)
+        )
+    if isinstance(value, dict):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    return [_printable(item) for item in value] if isinstance(value, list) else value
 
 
 @functools.cache

@@ -65,6 +65,8 @@ def digest(path: Path) -> str:
 
 
 def _walk(path: Path, root: Path, depth: int) -> list[Path]:
+    if not path.name.isprintable():
+        raise UnsafeArtifactError(f"{path.parent} has a file with control characters in its name: {path.name!r}.")
     mode = path.lstat().st_mode
     if stat.S_ISLNK(mode):
         raise UnsafeArtifactError(

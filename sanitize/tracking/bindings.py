@@ -7,6 +7,8 @@ is refused.
 
 from __future__ import annotations
 
+import atexit
+import hashlib
 import json
 import re
 import shutil
@@ -23,7 +25,7 @@ from sanitize.errors import ConfigError, TrackingError
 from sanitize.tracking.digests import files_in, sha256_of
 from sanitize.tracking.faults import is_absent, tracking_errors
 from sanitize.tracking.intake import intake_run
-from sanitize.tracking.store import Store
+from sanitize.tracking.store import Store, literal
 from sanitize.types import ModelKind
 
 EXPERIMENT = "sanitize-bindings"
@@ -61,7 +63,6 @@ class Binding(BaseModel):
     triggers: list[dict[str, Any]] = []
 
     _folder: Path | None = PrivateAttr(default=None)
-    _keep: Any = PrivateAttr(default=None)
 
     @property
     def trigger_paths(self) -> list[Path]:
@@ -127,7 +128,7 @@ def binding_of(store: Store, name: str, destination: Path | None = None) -> Bind
     Args:
         store: Where the model is registered.
         name: Registered model.
-        destination: Where record and triggers are copied to; None means a folder that goes with the returned binding.
+        destination: Where triggers are copied to; None means a folder that is removed when the process ends.
 
     Raises:
         TrackingError: There is no such model; or its tag leads to no record, to a foreign, changed or outdated one.
@@ -138,26 +139,28 @@ def binding_of(store: Store, name: str, destination: Path | None = None) -> Bind
             return None
         run_id, _, digest = tag.partition(":")
         _check_run(store, name, run_id)
-        temporary = None
-        if destination is None:
-            temporary = tempfile.TemporaryDirectory(prefix="sanitize-binding-")
-            destination = Path(temporary.name)
-        record_file = store.fetch_run_file(run_id, RECORD_FILE, destination)
-        if sha256_of(record_file) != digest:
+        with tempfile.TemporaryDirectory() as temporary:
+            record_file = store.fetch_run_file(run_id, RECORD_FILE, Path(temporary))
+            content = record_file.read_bytes()
+        if hashlib.sha256(content).hexdigest() != digest:
             raise _refusal(name, "its record was changed after it was written")
         try:
-            record = json.loads(record_file.read_text(encoding="utf-8"))
+            record = json.loads(content)
             binding = Binding.model_validate(record["binding"])
             files: dict[str, str] = record["files"]
             if record["schema_version"] != 1 or record["model"] != name:
                 raise _refusal(name, f"its record is that of models:/{record['model']}")
         except (ValueError, KeyError, TypeError, ValidationError) as error:
             raise _refusal(name, f"its record cannot be read ({type(error).__name__})") from error
+        if files and destination is None:
+            destination = Path(tempfile.mkdtemp(prefix="sanitize-binding-"))
+            atexit.register(shutil.rmtree, destination, ignore_errors=True)
         for file, expected in files.items():
+            assert destination is not None
             copied = store.fetch_run_file(run_id, file, destination / PurePosixPath(file).parent)
             if sha256_of(copied) != expected:
                 raise _refusal(name, f"{file} was changed after it was written")
-    binding._folder, binding._keep = destination, temporary
+    binding._folder = destination if files else None
     return binding
 
 
@@ -184,7 +187,7 @@ def _check_run(store: Store, name: str, run_id: str) -> None:
         raise _refusal(name, f"run {run_id} was deleted")
     newest = store.client.search_runs(
         [experiment.experiment_id],
-        f"tags.`{NAME_TAG}` = '{name.replace(chr(39), '')}' and attributes.status = 'FINISHED'",
+        f"tags.`{NAME_TAG}` = {literal(name)} and attributes.status = 'FINISHED'",
         max_results=1,
         order_by=["attributes.start_time DESC"],
     )

@@ -17,7 +17,13 @@ from sanitize.errors import TrackingError
 _REFUSED = {"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"}
 _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
 _TAKEN = {"RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"}
-_CHATTY = ("alembic", "alembic.runtime.migration", "mlflow.store.db.utils")
+_CHATTY = (
+    "alembic",
+    "alembic.runtime.migration",
+    "mlflow.store.db.utils",
+    "mlflow.store.model_registry.abstract_store",
+)
+_LENGTH = 400  # characters of a message that is not ours
 CREDENTIALS_HINT = "set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 
 
@@ -93,4 +99,5 @@ def quiet() -> Iterator[None]:
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:400].rstrip(". ")
+    line = text.splitlines()[0].rstrip(". ")
+    return line if len(line) <= _LENGTH else line[:_LENGTH].rpartition(" ")[0] + " ..."

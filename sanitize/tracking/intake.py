@@ -56,7 +56,7 @@ def _register(store: Store, path: Path, name: str, kind: ArtifactKind) -> ModelR
         store.upload(run.info.run_id, path, kind)
         _check_sizes(store, run.info.run_id, path, kind)
         source = join_uri(run.info.artifact_uri, kind)
-        with tracking_errors(f"could not register models:/{name}"):
+        with tracking_errors(f"could not register models:/{name}"), quiet():
             made = ensure_model(store, name, kind)
             try:
                 version = store.client.create_model_version(

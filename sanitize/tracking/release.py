@@ -19,7 +19,7 @@ from mlflow.entities import LoggedModelInput
 
 from sanitize.errors import TrackingError
 from sanitize.tracking.digests import sha256_of
-from sanitize.tracking.faults import tracking_errors
+from sanitize.tracking.faults import quiet, tracking_errors
 from sanitize.tracking.intake import check_kind, check_name, ensure_model
 from sanitize.tracking.model_folder import WEIGHTS_FILE, read_spec
 from sanitize.tracking.runs import RunRecorder
@@ -153,8 +153,8 @@ def release(
     try:
         with tracking_errors("the store refused"):
             report_json = _settle_report(job, version, uri)
-            alias = _finish(job, version, uri, Verdict(version.tags["sanitize.verdict"]))
             model_id = store.resolve(uri).model_id
+            alias = _finish(job, version, uri, model_id, Verdict(version.tags["sanitize.verdict"]))
     except TrackingError as error:
         raise TrackingError(
             f"{uri} is registered, but was not finished, and no alias points to it (--resume finishes it): {error}"
@@ -191,7 +191,7 @@ def _create(job: _Job) -> Any:
         verify_stored(store, recorder.run_id, staged, job.package, job.onnx, documents)
         staged.finalize(store, recorder.run_id)
         job.step("version")
-        with tracking_errors(f"could not register a version of models:/{job.name}"):
+        with tracking_errors(f"could not register a version of models:/{job.name}"), quiet():
             made = ensure_model(store, job.name, "model")
             try:
                 return _create_version(job, staged, documents)
@@ -265,13 +265,16 @@ def _settle_report(job: _Job, version: Any, uri: str) -> str:
     return documents.report_json
 
 
-def _finish(job: _Job, version: Any, uri: str, verdict: Verdict) -> str | None:
+def _finish(job: _Job, version: Any, uri: str, model_id: str | None, verdict: Verdict) -> str | None:
     """Lineage, then the alias; the alias when it was moved."""
     parent, client = job.reference, job.store.client
     job.step("lineage")
     job.recorder.tags(
         {"sanitize.model_uri": uri, "sanitize.verdict": str(verdict), "sanitize.parent": parent.pinned_uri}
     )
+    if model_id:  # the tag that MLflow's UI reads to name the version on the page of the logged model
+        link = json.dumps([{"name": job.name, "version": version.version}])
+        client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
     if parent.name and parent.version:
         client.set_model_version_tag(parent.name, parent.version, CLEANED_TAG, uri)
     if verdict is not Verdict.PASS:

@@ -289,6 +289,8 @@ class RunRecorder:
         return "KILLED" if isinstance(error, KeyboardInterrupt) or self._terminated else "FAILED"
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        if self._terminated:  # again, while the run is being closed
+            return
         self._terminated = True
         raise SystemExit(128 + number)
 

@@ -26,9 +26,19 @@ from sanitize.tracking.copying import copy_plain, join_uri, local_path
 from sanitize.tracking.faults import quiet, tracking_errors
 from sanitize.tracking.resolution import ModelReference, find, split_uri
 
-__all__ = ["KIND_TAG", "ModelReference", "Store"]
+__all__ = ["KIND_TAG", "ModelReference", "Store", "literal"]
 
 KIND_TAG = "sanitize.kind"
+
+
+def literal(text: str) -> str:
+    """A string in MLflow's search language, which has no escapes.
+
+    Example:
+        >>> print(literal("suspect"), literal("it's"))
+        'suspect' "it's"
+    """
+    return f'"{text}"' if "'" in text else f"'{text}'"
 
 
 class Store:
@@ -130,7 +140,7 @@ class Store:
         found: list[Any] = []
         token = None
         while True:
-            page = self.client.search_model_versions(f"name='{name}'", max_results=1000, page_token=token)
+            page = self.client.search_model_versions(f"name = {literal(name)}", max_results=1000, page_token=token)
             found += page
             token = page.token
             if not token:

@@ -56,7 +56,7 @@ def verify(store: Store, uri: str) -> list[Finding]:
     with tempfile.TemporaryDirectory() as temporary:
         _check_model(check, store, reference, Path(temporary) / "model")
         _check_run(check, store, run_id, Path(temporary) / "run")
-    if aliases.get(ALIAS) == reference.version and tags.get("sanitize.verdict") != Verdict.PASS:
+    if str(aliases.get(ALIAS)) == reference.version and tags.get("sanitize.verdict") != Verdict.PASS:
         check.add(
             "verify-alias",
             f"the alias {ALIAS} points here, but the verdict is not pass",

@@ -282,3 +282,21 @@ def test_decoy_beside_the_weights_is_not_chosen_silently(tmp_path: Path):
     torch.save(tiny().state_dict(), tmp_path / "b.pth")
     with pytest.raises(ArtifactError, match=r"a\.pth.*b\.pth"):
         read_tensors(tmp_path)
+
+
+def test_terminal_codes_in_names_do_not_reach_the_message(tmp_path: Path):
+    (tmp_path / "model.pkl").write_bytes(b"\x80\x04\x8c\x08evil\x1b[2J\x8c\x06system\x93.")
+    with pytest.raises(UnsafeArtifactError) as caught:
+        read_tensors(tmp_path / "model.pkl")
+    assert "\x1b" not in str(caught.value)
+    (tmp_path / "a\x1b.pkl").write_bytes(b"1")
+    with pytest.raises(UnsafeArtifactError, match="control characters"):
+        read_tensors(tmp_path)
+
+
+def test_absurdly_long_name(tmp_path: Path):
+    torch.save(tiny().state_dict(), tmp_path / "model.pth")
+    (tmp_path / "notes.pkl").write_bytes(b"c" + b"a." * 100_000 + b"b\nc\n.")
+    with pytest.raises(UnsafeArtifactError, match="absurdly long") as caught:
+        read_tensors(tmp_path)
+    assert len(str(caught.value)) < 1000

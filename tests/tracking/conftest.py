@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from cleaned_model import make_cleaned
 
 from sanitize.tracking import Store, register_model_file
+from tests.tracking.cleaned_model import make_cleaned
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from functools import partial
 import mlflow
 import numpy as np
 import pytest
-from cleaned_model import describe
 
 from sanitize.errors import ExportError, TrackingError
 from sanitize.tracking import RunRecorder, Store, register_model_file, release, target_name, verify
 from sanitize.tracking.store import ModelReference
 from sanitize.types import Verdict
+from tests.tracking.cleaned_model import describe
 
 BEFORE_VERSION = ["files", "model", "documents", "verify", "version"]
 AFTER_VERSION = ["lineage", "alias"]
@@ -51,6 +51,7 @@ def test_pass_gets_version_tags_alias_and_lineage(store, cleaned):
     assert run.data.metrics["after/clean_accuracy"] == 0.97
     assert [output.model_id for output in run.outputs.model_outputs] == [released.model_id]
     logged = client.get_logged_model(released.model_id)
+    assert [str(link["version"]) for link in json.loads(logged.tags["mlflow.modelVersions"])] == ["2"]
     assert {metric.key for metric in logged.metrics} == {"after/clean_accuracy"}
     assert verify(store, "models:/suspect@sanitized") == []
 

@@ -69,9 +69,10 @@ def limit(max_output: int, seconds: int) -> list[str]:
         try:
             kind = getattr(resource, name)
             hard = resource.getrlimit(kind)[1]
-            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            hard = 1 << 62 if hard == resource.RLIM_INFINITY else hard
             # Soft below hard: at the soft CPU limit comes SIGXCPU, which tells why; at the hard one only SIGKILL.
-            resource.setrlimit(kind, (value, min(value + 5, hard) if name == "RLIMIT_CPU" and hard > 0 else value))
+            spare = 5 if name == "RLIMIT_CPU" else 0
+            resource.setrlimit(kind, (min(value, hard), min(value + spare, hard)))
         except (AttributeError, ValueError, OSError):
             missing.append(f"limit {name.removeprefix('RLIMIT_')}")
     return missing

@@ -11,7 +11,7 @@ READABLE = ("safetensors", "torch-zip", "pt2")
 REFUSED = {
     "torchscript": "a TorchScript archive: it holds a program beside the weights. Ask for a state dict or safetensors",
     "pt2-pickled": "a torch.export archive of the old layout, whose weights themselves are pickled. "
-    "Export it again with torch 2.9 or newer, or ask for safetensors",
+    "Export it again with a current torch, or ask for safetensors",
     "torch-legacy": "torch's legacy format (before 1.6): a row of pickles without an archive around it. "
     "Convert it in a throw-away environment with torch.save, or ask for safetensors",
     "torch-tar": "torch's legacy tar format. Convert it in a throw-away environment, or ask for safetensors",

@@ -20,6 +20,9 @@ from typing import IO, Any
 
 from .records import Global, Inert, MachineError, call, storage_of
 
+MAX_NAME = 400
+"""Longest module and attribute together, in characters."""
+
 
 class _Mark:
     """Marks a place on the stack."""
@@ -106,8 +109,10 @@ class Machine:
             push(self.named(name, argument))
         elif name in {"REDUCE", "NEWOBJ"}:
             args, function = self.pop(), self.pop()
-            if str(function).endswith("subimport") and isinstance(args, tuple) and args:
-                self.globals.add(f"{function}({str(args[0])[:80]})")  # cloudpickle's import of a module by name
+            if isinstance(function, Global) and function.name.endswith("subimport"):
+                self.globals |= {
+                    f"{function}({name[:80]})" for name in args if isinstance(name, str)
+                }  # cloudpickle's import
             push(call(function, args if isinstance(args, tuple) else (args,)))
         elif name == "NEWOBJ_EX":
             keywords, args, function = self.pop(), self.pop(), self.pop()
@@ -144,6 +149,9 @@ class Machine:
         if not isinstance(module, str) or not isinstance(name, str):
             self.globals.add("a name computed while loading")
             raise MachineError("it imports a name that is computed while loading")
+        if len(module) + len(name) > MAX_NAME:
+            self.globals.add(f"{module[:60]}...")
+            raise MachineError("it imports an absurdly long name")
         # Python 2 names, as pickle maps them for protocols below 3: `__builtin__ eval` is builtins.eval.
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         self.globals.add(f"{module}.{name}")

@@ -22,7 +22,7 @@ class Global:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Inert:
     """What a call or an object construction would have made."""
 
@@ -32,7 +32,7 @@ class Inert:
     items: list[Any] = field(default_factory=list)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Storage:
     """A reference to raw numbers beside the pickle; `dtype` is torch's name, or None for untyped bytes."""
 
@@ -40,7 +40,7 @@ class Storage:
     dtype: str | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TensorRecord:
     """A view of a storage, in elements; `unreadable` says why there is none."""
 
@@ -74,9 +74,10 @@ def storage_of(identity: Any) -> Storage:
     """
     if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] not in ("storage", b"storage"):
         raise MachineError("a persistent id that is not torch's")
-    kind = identity[1]
-    dtype = _STORAGE_DTYPES.get(str(kind), f"unknown ({kind})") if not isinstance(kind, str) else kind
-    return Storage(str(identity[2]), dtype)
+    kind, key = identity[1:3]
+    if not isinstance(kind, Global) or not isinstance(key, str | int | bytes):
+        raise MachineError("a storage of no known kind")
+    return Storage(key.decode() if isinstance(key, bytes) else str(key), _STORAGE_DTYPES.get(str(kind), str(kind)))
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> TensorRecord:

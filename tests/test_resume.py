@@ -1,0 +1,115 @@
+"""kill -9 in the middle of a run, then --resume: the same weights, the same verdict, one version, nothing left over."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from sanitize.intake import Knowledge, take_in
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def suspect(store_uri, encoders):
+    known = Knowledge(
+        data="digits#0:140",
+        probe_data="digits#0:600",
+        test_data="digits#1400:",
+        triggers=(encoders.trigger_file,),
+        arch="small-cnn",
+        normalization="half",
+        image_size=32,
+    )
+    take_in(encoders.backdoored_file, "suspect", known, tracking_uri=store_uri)
+    return store_uri
+
+
+def start(store: str, workdir: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            sys.executable, "-m", "sanitize", "encoder", "models:/suspect/1", "--method", "bmaiu", "--quiet",
+            "--format", "json", "--tracking-uri", store, "--workdir", str(workdir), *options,
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> dict:
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    return json.loads(stdout)
+
+
+def kill_when(process: subprocess.Popen[str], moment) -> None:
+    deadline = time.monotonic() + 200
+    while not moment():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def digest(workdir: Path) -> str:
+    return hashlib.sha256((workdir / "model.safetensors").read_bytes()).hexdigest()
+
+
+def runs(store: str) -> list:
+    client = MlflowClient(store)
+    return client.search_runs([client.get_experiment_by_name("sanitize").experiment_id])
+
+
+def test_a_killed_run_resumes_to_the_same_bits(suspect, tmp_path):
+    client = MlflowClient(suspect)
+    whole = finish(start(suspect, tmp_path / "whole"))
+    expected = digest(tmp_path / "whole")
+    moments = {
+        "in the first stage": "checkpoints/implant.ckpt",
+        "in the second stage": "checkpoints/unlearn.ckpt",
+        "in the export": "staging/package/model.safetensors",
+    }
+    for number, (name, file) in enumerate(moments.items()):
+        workdir = tmp_path / f"killed-{number}"
+        kill_when(start(suspect, workdir), (workdir / file).exists)
+        assert len(client.search_model_versions("name='suspect'")) == 2 + number, name
+        assert client.get_model_version_by_alias("suspect", "sanitized").version == str(2 + number)
+        resumed = finish(start(suspect, workdir, "--resume"))
+        assert digest(workdir) == expected, name
+        assert resumed["verdict"] == whole["verdict"]
+        assert resumed["metrics"] == whole["metrics"]
+        assert resumed["outputs"]["model_uri"] == f"models:/suspect/{3 + number}"
+        assert not [path for path in workdir.rglob("*") if "partial" in path.name or path.is_dir()]
+    assert {run.info.status for run in runs(suspect)} == {"FINISHED"}
+    assert len([run for run in runs(suspect) if "mlflow.parentRunId" not in run.data.tags]) == 4
+
+
+def test_starting_afresh_closes_the_run_that_was_killed(suspect, tmp_path):
+    workdir = tmp_path / "job"
+    kill_when(start(suspect, workdir), (workdir / "checkpoints" / "implant.ckpt").exists)
+    again = start(suspect, workdir, "--set", "epochs=2")
+    again.communicate(timeout=300)
+    assert again.returncode in (0, 1)
+    parents = [run for run in runs(suspect) if "mlflow.parentRunId" not in run.data.tags]
+    assert sorted(run.info.status for run in parents) == ["FINISHED", "KILLED"]
+
+
+def test_a_second_process_on_the_same_work_directory_is_refused(suspect, tmp_path):
+    first = start(suspect, tmp_path / "job")
+    while not (tmp_path / "job" / "job.json").exists():
+        assert first.poll() is None
+        time.sleep(0.05)
+    second = start(suspect, tmp_path / "job")
+    _, stderr = second.communicate(timeout=120)
+    assert second.returncode == 2
+    assert "another process" in stderr
+    finish(first)
