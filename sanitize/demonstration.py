@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from sanitize.attacks import BadEncoder
 from sanitize.data import SSLViews, Trigger, load_images
@@ -18,12 +17,12 @@ from sanitize.types import ModelSpec, Normalization
 
 TRAIN_DATA = "digits#0:1400"
 TEST_DATA = "digits#1400:"
-CLEAN_DATA = "digits#0:140"
+CLEAN_DATA = "digits#0:420"
 ARCHITECTURE = "small-cnn"
 NORMALIZATION = "half"
 IMAGE_SIZE = 32
 TARGET = 3
-_PATCH = 8  # px
+_PATCH = 6  # px
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Demonstration:
     """
 
     seed: int = 0
-    simclr_epochs: int = 30
-    attack_epochs: int = 30
+    simclr_epochs: int = 25
+    attack_epochs: int = 16
 
     def train(self, folder: Path, engine: Engine) -> Path:
         """Train an encoder and plant a backdoor in a copy of it.
@@ -69,7 +68,7 @@ class Demonstration:
             engine,
             epochs=self.simclr_epochs,
             batch_size=128,
-            learning_rate=0.2,
+            learning_rate=0.1,
             views=SSLViews(IMAGE_SIZE, flip=0.0, min_scale=0.5),
         )
         trigger = self._trigger(engine)
@@ -101,7 +100,6 @@ class Demonstration:
 
     @staticmethod
     def _trigger(engine: Engine) -> Trigger:
-        """A patch like those of SSL-Backdoor: a random 4x4 grid of colours, enlarged smoothly."""
-        grid = torch.rand(1, 3, 4, 4, generator=engine.generator("demo/trigger"))
-        patch = F.interpolate(grid, size=_PATCH, mode="bilinear")[0]
+        """A patch of random colours at a random place: larger than BMAIU's canary, and of its kind."""
+        patch = torch.rand(3, _PATCH, _PATCH, generator=engine.generator("demo/trigger"))
         return Trigger(patch=patch, mode="replace", position="random", target=TARGET, name="demo-patch")

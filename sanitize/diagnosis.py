@@ -99,8 +99,9 @@ def _store(tracking_uri: str | None) -> Check:
 
 
 def _sandbox() -> Check:
-    found = shutil.which("bwrap")
-    seen = "bubblewrap" if found else "child process with resource limits only"
+    from sanitize.suspects.isolation import bubblewrap
+
+    seen = "bubblewrap" if bubblewrap() else "child process with resource limits only"
     return Check("sandbox for suspects", True, seen)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -54,6 +55,7 @@ class Inputs:
         probe_data: Labelled images for the probe, or None.
         test_data: Labelled images for the evaluation, or None.
         triggers: Known triggers.
+        options: What the user gave on top of the binding, as command line options.
         fingerprint: What decides the result, by name: digests and settings.
     """
 
@@ -64,6 +66,7 @@ class Inputs:
     probe_data: ImageSet | None
     test_data: ImageSet | None
     triggers: tuple[Trigger, ...]
+    options: tuple[tuple[str, str], ...] = ()
     fingerprint: dict[str, str] = field(default_factory=dict)
 
 
@@ -77,7 +80,7 @@ def complete(request: Request, binding: Binding | None) -> Request:
         if binding.kind != request.kind:
             raise ConfigError(
                 f"{request.model} is bound as {binding.kind}, and {request.kind} was asked for. "
-                f"Use `sanitize {binding.kind}`, or bind it anew with `sanitize bind --kind {request.kind}`."
+                f"Bind it anew with `sanitize bind --kind {request.kind}` if that is wrong."
             )
         request = replace(
             request,
@@ -121,6 +124,7 @@ def gather(request: Request, store: Store, folder: Path) -> Inputs:
     """
     reference = store.resolve(request.model)
     binding = binding_of(store, reference.name, folder / "binding") if reference.name else None
+    options = _options(request)
     request = complete(request, binding)
     assert request.arch and request.normalization and request.image_size  # complete() has seen to it
     normalization = Normalization.named(request.normalization)
@@ -154,13 +158,34 @@ def gather(request: Request, store: Store, folder: Path) -> Inputs:
         probe_data=loaded["probe"],
         test_data=loaded["test"],
         triggers=triggers,
+        options=options,
         fingerprint={
             "model": reference.uri,
             "weights": tensors.sha256,
             "architecture": request.arch,
             "normalization": request.normalization,
             "image size": str(request.image_size),
-            "triggers": ", ".join(trigger.name for trigger in triggers),
+            "triggers": " ".join(trigger.sha256 for trigger in triggers),
+            "architecture code": _code_digest(request.arch),
             **digests,
         },
     )
+
+
+def _options(request: Request) -> tuple[tuple[str, str], ...]:
+    given = (
+        ("--data", request.data),
+        ("--probe-data", request.probe_data),
+        ("--test-data", request.test_data),
+        *(("--trigger", trigger) for trigger in request.triggers),
+        ("--arch", request.arch),
+        ("--normalization", request.normalization),
+        ("--image-size", request.image_size),
+    )
+    return tuple((option, str(value)) for option, value in given if value is not None)
+
+
+def _code_digest(architecture: str) -> str:
+    """Digest of the defender's own architecture file; empty for a built-in or torchvision name."""
+    file, separator, _ = architecture.rpartition(".py:")
+    return hashlib.sha256(Path(f"{file}.py").expanduser().read_bytes()).hexdigest() if separator else ""

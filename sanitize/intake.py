@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sanitize.data import Trigger, load_images
+from sanitize.data.parquet import SUFFIXES as PARQUET_SUFFIXES
 from sanitize.errors import ConfigError, DataError
 from sanitize.suspects import build, read_tensors, rebuild
 from sanitize.tracking import Binding, Store, bind, register_data, register_model_file
 from sanitize.types import Finding, ModelKind, Normalization
 
-_DATA_SUFFIXES = (".parquet", ".npz")
+_DATA_SUFFIXES = (*PARQUET_SUFFIXES, ".npz")
 _CHECKED_SIZE = 32  # px; images of a data set may differ in size until somebody names one
-_MODEL_URI = re.compile(r"(?:models:/)?(?P<name>[^/@:]+)(?:[/@].*)?")
+_MODEL_URI = re.compile(r"(?:models:/)?(?P<name>[^/@:]+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,7 @@ def bind_knowledge(model: str, known: Knowledge, *, tracking_uri: str | None = N
     """
     match = _MODEL_URI.fullmatch(model)
     if match is None:
-        raise ConfigError(f"{model!r} is not a registered model; write models:/NAME.")
+        raise ConfigError(f"{model!r}: a binding belongs to a registered model as a whole; write models:/NAME.")
     if known.empty:
         raise ConfigError("nothing to bind: give --data, --arch, --normalization, --image-size or others.")
     known.check()

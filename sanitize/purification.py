@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from sanitize.data import ImageSet
 from sanitize.defenses import Need, Purified, Purifier
@@ -21,7 +24,7 @@ from sanitize.reporting import description, render, write
 from sanitize.reporting.figures import Figure, losses, picture, projection
 from sanitize.tracking import Documents, RunRecorder, Store, deep_links, release, ui_command
 from sanitize.training import Engine
-from sanitize.types import Report, Verdict
+from sanitize.types import RESIZE_RULE, Report, Verdict
 from sanitize.workdir import Workdir
 
 
@@ -50,7 +53,8 @@ class Purification:
         Raises:
             SanitizeError: What is missing or does not fit.
         """
-        self._data = self.defense.check(self.inputs.suspect.network.spec.kind, self.inputs.data)
+        data = self.defense.check(self.inputs.suspect.network.spec.kind, self.inputs.data)
+        self._data = data if Need.LABELS in self.defense.needs else data.without_labels()
         self._evaluator = EncoderEvaluator(
             probe_data=self.inputs.probe_data, test_data=self.inputs.test_data, triggers=self.inputs.triggers
         )
@@ -61,9 +65,8 @@ class Purification:
         self._record_inputs(recorder)
         with self._timed("evaluate-before", recorder):
             before = self._evaluator.measure(suspect, self.engine)
-        data = self._data if Need.LABELS in self.defense.needs else self._data.without_labels()
         with self._timed("purify"):
-            purified = self.defense.purify(suspect, data, self.engine)
+            purified = self.defense.purify(suspect, self._data, self.engine)
         network = purified.network.cpu().eval()
         with self._timed("evaluate-after", recorder):
             after = self._evaluator.measure(network, self.engine, old_head=before.probe)
@@ -92,8 +95,11 @@ class Purification:
     def _record_inputs(self, recorder: RunRecorder) -> None:
         parameters = {name: item["value"] for name, item in self.defense.parameters().items()}
         recorder.params({"method": self.defense.name, "seed": self.engine.seed} | parameters)
+        recipe = {"method": self.defense.name, "summary": "as resolved for this run", "parameters": parameters}
+        recorder.text("recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
+        recorder.text("environment.json", json.dumps(environment(), indent=2))
         for context, images in (
-            ("clean", self.inputs.data),
+            ("clean", self._data),
             ("probe", self.inputs.probe_data),
             ("test", self.inputs.test_data),
         ):
@@ -112,11 +118,18 @@ class Purification:
                 "paper": self.defense.paper.reference,
                 "url": self.defense.paper.url,
                 "parameters": self.defense.parameters(),
+                "policy": self.policy.model_dump(),
             },
             data=self._described(self._data)
             | {
                 name: self._described(images) if images is not None else None
                 for name, images in (("probe", self.inputs.probe_data), ("test", self.inputs.test_data))
+            }
+            | {
+                "triggers": [
+                    {"name": trigger.name, "target": trigger.target, "sha256": trigger.sha256}
+                    for trigger in self.inputs.triggers
+                ]
             },
             verdict=verdict,
             reasons=reasons,
@@ -128,7 +141,7 @@ class Purification:
             unmeasured=before.unmeasured | after.unmeasured,
             throughput={f"{stage} images/s": history.images_per_second for stage, history in purified.history.items()},
             seed=self.engine.seed,
-            environment=environment() | {"device": str(self.engine.device)},
+            environment=environment() | self.engine.settings,
             figures=tuple(self._figures(before, purified, after)),
         )
 
@@ -142,6 +155,7 @@ class Purification:
             "format": self.inputs.tensors.format,
             "normalization": spec.normalization.name,
             "image_size": spec.image_size,
+            "resize": RESIZE_RULE,
             "feature_size": spec.output_size,
             "dropped": self.inputs.suspect.dropped,
         }
@@ -205,9 +219,10 @@ class Purification:
 
     def _command(self) -> str:
         settings = [f"--set {name}={value}" for name, value in self.defense.model_dump(exclude_defaults=True).items()]
+        given = [f"{option} {shlex.quote(value)}" for option, value in self.inputs.options]
         uri = shlex.quote(self.inputs.reference.pinned_uri)
         return " ".join(
-            ["sanitize encoder", uri, f"--method {self.defense.name}", *settings, f"--seed {self.engine.seed}"]
+            ["sanitize encoder", uri, f"--method {self.defense.name}", *settings, *given, f"--seed {self.engine.seed}"]
         )
 
     @contextmanager

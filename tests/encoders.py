@@ -40,7 +40,7 @@ def test_images() -> ImageSet:
 
 
 def defender_images() -> ImageSet:
-    return load_images("digits#0:140").without_labels()
+    return load_images("digits#0:420").without_labels()
 
 
 def small_encoder(seed: int = 0) -> Encoder:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def suspect(store_uri, encoders):
     known = Knowledge(
-        data="digits#0:140",
+        data="digits#0:420",
         probe_data="digits#0:600",
         test_data="digits#1400:",
         triggers=(encoders.trigger_file,),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -26,6 +27,21 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sanitize {importlib.metadata.version('model-sanitizer')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
     """Entry point of the `sanitize` command."""
     app()
@@ -43,17 +59,17 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
         except BaseException as error:
             if "--verbose" in sys.argv or "-v" in sys.argv:
                 traceback.print_exc()
-            typer.echo(_paragraph(error), err=True)
+            typer.echo(_paragraph(error, resumable="resume" in options), err=True)
             raise typer.Exit(EXIT_ERROR) from error
 
     return run
 
 
-def _paragraph(error: BaseException) -> str:
+def _paragraph(error: BaseException, *, resumable: bool) -> str:
     if isinstance(error, SanitizeError):
         return f"error: {' '.join(str(error).split())}"
     if isinstance(error, KeyboardInterrupt | SystemExit):
-        return "interrupted. Give the same command with --resume to continue."
+        return "interrupted." + (" Give the same command with --resume to continue." if resumable else "")
     if isinstance(error, OSError) and error.filename:
         return f"error: {error.filename}: {error.strerror}. Check the path, its permissions and the free space."
     return f"internal error: {type(error).__name__}: {error}. Run again with -v for the traceback, and report it."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,14 @@ class Trigger:
     def size(self) -> tuple[int, int]:
         """Height and width of the patch in pixels."""
         return self.patch.shape[1], self.patch.shape[2]
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what is pasted, how and where, and of the target; the name does not count."""
+        digest = hashlib.sha256(f"{self.size} {self.mode} {self.alpha} {self.position} {self.target}".encode())
+        for tensor in (self.patch, self.mask):
+            digest.update(b"|" if tensor is None else tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def apply(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Paste the trigger on every image.

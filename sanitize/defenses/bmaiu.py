@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field, JsonValue
 from torch import Tensor, nn
 from torch.optim import SGD
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from sanitize.data import DeviceImages, ImageSet, Trigger
 from sanitize.defenses.base import Need, Paper, Purified, Purifier
@@ -22,6 +24,8 @@ from sanitize.suspects.networks import Network
 from sanitize.training import Engine, History, Watch
 from sanitize.types import ModelKind
 
+_EPOCHS = 20
+_STEPS = 300  # with fewer, a few hundred images do not suffice to implant the canary (docs/methods/bmaiu.md)
 _NOT_STATED: dict[str, JsonValue] = {"paper": "not stated"}
 
 
@@ -35,8 +39,9 @@ class BMAIU(Purifier):
     Differs from the paper:
         - The reference set is a cluster of the suspect's own features, since there are no labels (the paper takes
           images of one class and does not say how to find them).
+        - With few images there are more than 20 epochs, so that each stage makes 300 steps (the paper's has 1,580).
         - Batch norm is frozen by default (not stated in the paper), so that both stages start at the anchor exactly.
-        - Gradients are clipped at the size that u2 = 10 gives them: without it, small encoders sometimes collapse.
+        - Gradients are clipped and the learning rate falls by a cosine: without, small encoders may collapse.
         - A guard compares clean features with the suspect's after each epoch and stops when they have moved too far.
 
     Example:
@@ -55,7 +60,12 @@ class BMAIU(Purifier):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.MODEL, Need.IMAGES, Need.CLEAN_IMAGES})
     minimum_images: ClassVar[int] = 64
 
-    epochs: int = Field(20, ge=1, description="passes over the images in each stage (N2)")
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        description="passes over the images in each stage (N2); when left out 20, or more to make 300 steps",
+        json_schema_extra={"paper": 20},
+    )
     implant_epochs: int | None = Field(
         None, ge=1, description="passes in stage 1 (N1); as `epochs` when left out", json_schema_extra=_NOT_STATED
     )
@@ -67,7 +77,10 @@ class BMAIU(Purifier):
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD", json_schema_extra=_NOT_STATED)
     weight_decay: float = Field(5e-4, ge=0, description="of SGD", json_schema_extra=_NOT_STATED)
     clip_norm: float = Field(
-        10.0, gt=0, description="gradients longer than this are scaled down", json_schema_extra={"paper": "no clipping"}
+        0.5,
+        gt=0,
+        description="gradients longer than this times the sum of the loss weights are scaled down",
+        json_schema_extra={"paper": "no clipping"},
     )
     effectiveness_weight: float = Field(1.0, ge=0, description="u1: pull of the canary in stage 1")
     unlearn_weight: float = Field(10.0, ge=0, description="u2: a triggered image looks like its clean self")
@@ -79,6 +92,13 @@ class BMAIU(Purifier):
     )
     clusters: int = Field(
         10, ge=2, description="k-means clusters; one is the reference set", json_schema_extra=_NOT_STATED
+    )
+    reference_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="share of that cluster, nearest to its centre, that the canary is pulled onto",
+        json_schema_extra={"paper": "images of one class"},
     )
     anchor: str = Field("f1", pattern="^f[01]$", description="network whose clean features stage 2 keeps")
     detach_reference: bool = Field(False, description="no gradient through the reference features")
@@ -154,7 +174,7 @@ class BMAIU(Purifier):
         found = cluster(features, self.clusters, seed=engine.seed)
         minimum = max(2, len(features) // (5 * self.clusters))
         generator = engine.generator("bmaiu/reference")
-        chosen = choose_reference_set(found, minimum=minimum, generator=generator)
+        chosen = choose_reference_set(found, minimum=minimum, share=self.reference_share, generator=generator)
         if chosen is None or float(features.std(dim=0).max()) == 0.0:
             raise DataError(
                 f"the suspect's features of {len(features)} images form no cluster of {minimum} images or more: "
@@ -187,21 +207,28 @@ class BMAIU(Purifier):
         engine: Engine,
         guard: Watch,
     ) -> History:
+        weight = 1 + self.effectiveness_weight
+        if stage == "unlearn":
+            weight = 1 + self.unlearn_weight + self.separation_weight
         return engine.fit(
             stage,
             network,
             loss,
             images=images,
             batch_size=self.batch_size,
-            epochs=(self.implant_epochs or self.epochs) if stage == "implant" else self.epochs,
+            epochs=(stage == "implant" and self.implant_epochs) or self.epochs or self._enough_epochs(images),
             max_steps=self.max_steps,
-            clip_norm=self.clip_norm,
+            clip_norm=self.clip_norm * weight,
             optimizer=lambda parameters: SGD(
                 parameters, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
             ),
+            scheduler=lambda optimizer, steps: CosineAnnealingLR(optimizer, T_max=steps),
             train_mode=not self.freeze_batch_norm,
             watch=guard,
         )
+
+    def _enough_epochs(self, images: int) -> int:
+        return max(_EPOCHS, math.ceil(_STEPS / math.ceil(images / self.batch_size)))
 
     def _guard(self, suspect_features: Tensor, images: DeviceImages, engine: Engine) -> Watch:
         watched = min(256, len(images))

@@ -11,6 +11,7 @@ def clean_accuracy(predicted: Tensor, labels: Tensor) -> float:
     """Share of untouched test images classified right.
 
     Example:
+        >>> import torch
         >>> clean_accuracy(torch.tensor([0, 1]), torch.tensor([0, 0]))
         0.5
     """

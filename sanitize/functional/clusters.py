@@ -38,12 +38,15 @@ def cluster(features: Tensor, count: int, *, seed: int) -> Clusters:
     return Clusters(centres, assignment, (normalised - centres[assignment]).norm(dim=1))
 
 
-def choose_reference_set(clusters: Clusters, *, minimum: int, generator: torch.Generator) -> tuple[int, Tensor] | None:
-    """One random cluster among those large enough, and the half of its members nearest to its centre.
+def choose_reference_set(
+    clusters: Clusters, *, minimum: int, share: float, generator: torch.Generator
+) -> tuple[int, Tensor] | None:
+    """One random cluster among those large enough, and the members nearest to its centre.
 
     Args:
         clusters: From `cluster`.
         minimum: Fewest members of an eligible cluster.
+        share: Share of its members that are taken, in (0, 1]; one image at least.
         generator: Draws the cluster.
 
     Returns:
@@ -56,4 +59,4 @@ def choose_reference_set(clusters: Clusters, *, minimum: int, generator: torch.G
     chosen = int(eligible[torch.randint(len(eligible), (1,), generator=generator)])
     members = torch.nonzero(clusters.assignment == chosen).flatten()
     order = clusters.distances[members].argsort()
-    return chosen, members[order[: max(1, len(members) // 2)]]
+    return chosen, members[order[: max(1, round(share * len(members)))]]

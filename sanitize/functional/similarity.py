@@ -17,6 +17,7 @@ def mean_similarity(first: Tensor, second: Tensor) -> Tensor:
         Scalar in [-1, 1].
 
     Example:
+        >>> import torch
         >>> mean_similarity(torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 0.0]]))
         tensor(1.)
     """

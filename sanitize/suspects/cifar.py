@@ -27,30 +27,26 @@ def cifar_resnet(depth: int, classes: int) -> nn.Module:
 
 
 class SmallCNN(nn.Module):
-    """Four 3x3 conv-BN layers (32, 64, 128, 128 channels; the first three of stride 2), average-pooled; one linear.
+    """Four 3x3 conv-BN layers of 16, 32, 64 and 128 channels with max-pooling between, average-pooled; one linear.
 
-    There is no ReLU before the pooling: non-negative features of so small a network all point the same way, and losses
+    There is no ReLU before the average: non-negative features of so small a network all point the same way, and losses
     of cosines (SimCLR's, BadEncoder's) then have little to work with.
 
     Args:
         classes: C, the number of logits.
     """
 
-    WIDTHS = (32, 64, 128, 128)
+    WIDTHS = (16, 32, 64, 128)
 
     def __init__(self, classes: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
-        for index, width in enumerate(self.WIDTHS):
-            last = index == len(self.WIDTHS) - 1
-            layers += [
-                nn.Conv2d(channels, width, 3, stride=1 if last else 2, padding=1, bias=False),
-                nn.BatchNorm2d(width),
-                nn.Identity() if last else nn.ReLU(),
-            ]
+        for width in self.WIDTHS:
+            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
+            layers += [nn.ReLU(), nn.MaxPool2d(2)]
             channels = width
-        self.features = nn.Sequential(*layers)
+        self.features = nn.Sequential(*layers[:-2])
         self.fc = nn.Linear(channels, classes)
 
     def forward(self, images: Tensor) -> Tensor:

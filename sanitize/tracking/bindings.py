@@ -77,7 +77,7 @@ class Binding(BaseModel):
         architecture = self.architecture
         if architecture and ".py:" in architecture:
             file, _, function = architecture.rpartition(":")
-            architecture = f"{Path(file).absolute()}:{function}"
+            architecture = f"{Path(file).expanduser().absolute()}:{function}"
         return self.model_copy(update=values | {"architecture": architecture})
 
 

@@ -67,6 +67,7 @@ def write_model_folder(folder: Path, *, package: Path, onnx: Path, run_id: str, 
             mlflow_model=model,
             signature=_signature(graph.graph),
             pip_requirements=_requirements(),
+            onnx_execution_providers=_providers(),
             save_as_external_data=False,
         )
     shutil.copyfile(onnx, folder / ONNX_FILE)
@@ -91,6 +92,13 @@ def _signature(graph: Any) -> Any:
 def _shape(value: Any) -> tuple[int, ...]:
     """Shape of a tensor in an ONNX graph; -1 where it is free."""
     return tuple(axis.dim_value or -1 for axis in value.type.tensor_type.shape.dim)
+
+
+def _providers() -> list[str]:
+    """What MLflow's loader asks onnxruntime for; CUDA only where there is one: loading it fails loudly."""
+    import torch
+
+    return ["CUDAExecutionProvider"] * torch.cuda.is_available() + ["CPUExecutionProvider"]
 
 
 def _requirements() -> list[str]:

@@ -50,7 +50,7 @@ def verify(store: Store, uri: str) -> list[Finding]:
     run_id = tags.get("sanitize.run_id")
     if not run_id or "sanitize.sha256" not in tags:
         raise TrackingError(
-            f"{uri} was not released by sanitize: it has no recorded digests. Run `sanitize scan {uri}`."
+            f"{uri} was not released by sanitize: it has no recorded digests. Give a version that it registered."
         )
     check = _Check(reference.pinned_uri, tags)
     with tempfile.TemporaryDirectory() as temporary:

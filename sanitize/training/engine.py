@@ -88,6 +88,7 @@ class Engine:
                 "`sanitize doctor` shows what this machine has."
             ) from error
         self.seed = seed
+        self.settings = {"device": str(self.fabric.device), "precision": precision, "strategy": strategy}
         self.recorder = recorder or NullRecorder()
         self.display = display or Display(quiet=True)
         self._checkpoints = Checkpoints(checkpoints, resume=resume) if checkpoints else None

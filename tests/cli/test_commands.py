@@ -14,7 +14,7 @@ import torch
 from sanitize.types import Report
 
 BIND = ["--arch", "small-cnn", "--normalization", "half", "--image-size", "32"]
-DATA = ["--data", "digits#0:140", "--probe-data", "digits#0:600", "--test-data", "digits#1400:"]
+DATA = ["--data", "digits#0:420", "--probe-data", "digits#0:600", "--test-data", "digits#1400:"]
 
 
 def sanitize(*arguments: str | Path, folder: Path, store: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -47,7 +47,7 @@ def suspect(store_uri, tmp_path, encoders):
     from sanitize.intake import Knowledge, take_in
 
     known = Knowledge(
-        data="digits#0:140",
+        data="digits#0:420",
         probe_data="digits#0:600",
         test_data="digits#1400:",
         triggers=(encoders.trigger_file,),
@@ -111,8 +111,8 @@ def test_without_a_trigger_the_verdict_is_inconclusive(store_uri, tmp_path, enco
     assert taken.returncode == 0, taken.stderr
     assert taken.stdout == "models:/other/1\n"
     result = sanitize(
-        "encoder", "models:/other/1", "--method", "bmaiu", *DATA, "--set", "epochs=1", "--quiet", "--format", "markdown",
-        folder=tmp_path, store=store_uri,
+        "encoder", "models:/other/1", "--method", "bmaiu", *DATA, "--set", "epochs=1", "--quiet",
+        "--format", "markdown", folder=tmp_path, store=store_uri,
     )  # fmt: skip
     assert result.returncode == 3, result.stderr
     assert "--trigger" in result.stdout
@@ -178,7 +178,7 @@ def bad_input_folder(tmp_path_factory, empty_store, encoders):
 
     folder = tmp_path_factory.mktemp("bad")
     store = copied_store(empty_store, folder)
-    known = Knowledge(data="digits#0:140", arch="small-cnn", normalization="half", image_size=32)
+    known = Knowledge(data="digits#0:420", arch="small-cnn", normalization="half", image_size=32)
     take_in(encoders.backdoored_file, "suspect", known, tracking_uri=store)
     (folder / "bad.parquet").write_bytes(b"PAR1 this is not parquet PAR1")
     (folder / "rubbish.pth").write_bytes(b"\x00rubbish" * 100)

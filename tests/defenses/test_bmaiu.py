@@ -43,6 +43,7 @@ def reference() -> torch.Tensor:
         {"separation_weight": 5.0},
         {"canary_size": 9},
         {"clusters": 3},
+        {"reference_share": 0.1},
         {"anchor": "f0"},
         {"detach_reference": True},
         {"freeze_batch_norm": False},

@@ -37,7 +37,9 @@ def test_clusters_are_deterministic_by_seed():
 def test_the_reference_set_is_the_inner_half_of_a_large_cluster():
     found = cluster(blobs(40, 4), 2, seed=0)
     for seed in range(5):
-        number, members = choose_reference_set(found, minimum=10, generator=torch.Generator().manual_seed(seed))
+        number, members = choose_reference_set(
+            found, minimum=10, share=0.5, generator=torch.Generator().manual_seed(seed)
+        )
         assert len(members) == 20
         assert set(members.tolist()) <= set(range(40))
         outside = found.distances[found.assignment == number].sort().values[20:]
@@ -45,4 +47,6 @@ def test_the_reference_set_is_the_inner_half_of_a_large_cluster():
 
 
 def test_no_cluster_is_large_enough():
-    assert choose_reference_set(cluster(blobs(5, 5), 2, seed=0), minimum=6, generator=torch.Generator()) is None
+    assert (
+        choose_reference_set(cluster(blobs(5, 5), 2, seed=0), minimum=6, share=0.5, generator=torch.Generator()) is None
+    )

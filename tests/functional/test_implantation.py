@@ -1,4 +1,4 @@
-"""The loss terms of BMAIU against plain loops, at known points, within bounds, and in the direction of their gradient."""
+"""The loss terms of BMAIU against plain loops, at known points, within bounds, and by the direction of gradients."""
 
 from __future__ import annotations
 
