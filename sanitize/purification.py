@@ -90,6 +90,7 @@ class Purification:
             onnx=onnx,
             describe=lambda model_uri: self._documents(self._with_outputs(report, model_uri, store, recorder)),
         )
+        recorder.tags({"mlflow.note.content": description(released.report)})
         return self._deliver(replace(released.report, figures=report.figures), package, onnx)
 
     def _record_inputs(self, recorder: RunRecorder) -> None:
@@ -191,6 +192,7 @@ class Purification:
                 "alias": "sanitized" if report.verdict is Verdict.PASS else None,
                 "onnx_uri": f"runs:/{recorder.run_id}/encoder.onnx",
                 "report_uri": f"runs:/{recorder.run_id}/report.html",
+                "folder": str(self.workdir.path),
                 "run_id": recorder.run_id,
                 "run_url": links["run"],
                 "model_url": links["version"],

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, JsonValue
 from torch import Tensor, nn
 from torch.optim import SGD
@@ -264,10 +263,10 @@ class BMAIU(Purifier):
         def measure(network: Network) -> dict[str, float | None]:
             clean = engine.forward(network, images.pixels, len(images))
             shown = engine.forward(network, triggered, len(others))
-            centre = F.normalize(clean)[clusters.assignment == target].mean(dim=0, keepdim=True)
+            moved = clusters.of(clean)  # the same images' centres, where this network has them
             return {
-                "canary_similarity": float(mean_similarity(shown, centre)),
-                "canary_success_rate": float((clusters.nearest(shown) == target).float().mean()),
+                "canary_similarity": float(mean_similarity(shown, moved.centres[target : target + 1])),
+                "canary_success_rate": float((moved.nearest(shown) == target).float().mean()),
                 "clean_similarity": float(centred_similarity(suspect_features, clean).mean()),
             }
 

@@ -24,6 +24,13 @@ class Clusters:
     assignment: Tensor
     distances: Tensor
 
+    def of(self, features: Tensor) -> Clusters:
+        """The same groups of images, with the centres that other features (N, D) of these images give them."""
+        normalised = F.normalize(features)
+        groups = range(len(self.centres))
+        centres = torch.stack([normalised[self.assignment == group].mean(dim=0) for group in groups])
+        return Clusters(centres, self.assignment, (normalised - centres[self.assignment]).norm(dim=1))
+
     def nearest(self, features: Tensor) -> Tensor:
         """Cluster (N,) that each row of features (N, D) falls into."""
         return torch.cdist(F.normalize(features), self.centres).argmin(dim=1)

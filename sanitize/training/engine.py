@@ -191,6 +191,7 @@ class Engine:
                         module.eval()
                         extra, history.stopped = watch(network)
                         module.train(train_mode)
+                    _require_finite(extra, stage, len(history.epochs))
                     values |= extra
                 progress.epoch(len(history.epochs), values["loss"])
                 self.recorder.metrics(stage, values, len(history.epochs))

@@ -50,3 +50,12 @@ def test_no_cluster_is_large_enough():
     assert (
         choose_reference_set(cluster(blobs(5, 5), 2, seed=0), minimum=6, share=0.5, generator=torch.Generator()) is None
     )
+
+
+def test_centres_follow_the_features_of_another_network():
+    features = blobs(20, 30, 10)
+    found = cluster(features, 3, seed=0)
+    turned = features.roll(1, dims=1)
+    moved = found.of(turned)
+    assert torch.equal(moved.nearest(turned), found.assignment)
+    assert torch.allclose(found.of(features).centres, found.centres, atol=1e-5)

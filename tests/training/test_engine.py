@@ -154,6 +154,11 @@ def test_a_nan_loss_is_an_error():
         )
 
 
+def test_a_watch_that_sees_nan_is_an_error():
+    with pytest.raises(TrainingError, match="similarity"):
+        train(Engine(device="cpu"), network(), watch=lambda _: ({"similarity": float("nan")}, None))
+
+
 def test_forward_gives_float32_in_order_whatever_the_batch():
     made = network().eval()
     engine = Engine(device="cpu")
