@@ -61,15 +61,15 @@ class Purification:
 
     def run(self, store: Store, recorder: RunRecorder) -> Report:
         """All steps; see the module."""
-        suspect = self.inputs.suspect.network
+        suspect, head = self.inputs.suspect.network, self.inputs.suspect.old_head
         self._record_inputs(recorder)
         with self._timed("evaluate-before", recorder):
-            before = self._evaluator.measure(suspect, self.engine)
+            before = self._evaluator.measure(suspect, self.engine, suspect_head=head)
         with self._timed("purify"):
             purified = self.defense.purify(suspect, self._data, self.engine)
         network = purified.network.cpu().eval()
         with self._timed("evaluate-after", recorder):
-            after = self._evaluator.measure(network, self.engine, old_head=before.probe)
+            after = self._evaluator.measure(network, self.engine, old_head=before.probe, suspect_head=head)
         network.cpu()
         report = self._report(before, purified, after)
         with self._timed("export", recorder):

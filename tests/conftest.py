@@ -51,3 +51,21 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Encoders:
         if not folder.is_dir():
             train_encoders(folder)
     return load_encoders(folder)
+
+
+@pytest.fixture
+def suspect(store_uri: str, encoders: Encoders) -> str:
+    """A store with models:/suspect/1: the backdoored encoder, bound with its data and its trigger."""
+    from sanitize.intake import Knowledge, take_in
+
+    known = Knowledge(
+        data="digits#0:420",
+        probe_data="digits#0:600",
+        test_data="digits#1400:",
+        triggers=(encoders.trigger_file,),
+        arch="small-cnn",
+        normalization="half",
+        image_size=32,
+    )
+    take_in(encoders.backdoored_file, "suspect", known, tracking_uri=store_uri)
+    return store_uri

@@ -14,24 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from sanitize.intake import Knowledge, take_in
-
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def suspect(store_uri, encoders):
-    known = Knowledge(
-        data="digits#0:420",
-        probe_data="digits#0:600",
-        test_data="digits#1400:",
-        triggers=(encoders.trigger_file,),
-        arch="small-cnn",
-        normalization="half",
-        image_size=32,
-    )
-    take_in(encoders.backdoored_file, "suspect", known, tracking_uri=store_uri)
-    return store_uri
 
 
 def start(store: str, workdir: Path, *options: str) -> subprocess.Popen[str]:

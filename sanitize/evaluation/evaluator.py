@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from sanitize.data import DeviceImages, ImageSet, Trigger
@@ -66,13 +67,22 @@ class EncoderEvaluator:
         self.test_data = test_data
         self.triggers = tuple(triggers)
 
-    def measure(self, network: Network, engine: Engine, *, old_head: LinearProbe | None = None) -> Measurement:
+    def measure(
+        self,
+        network: Network,
+        engine: Engine,
+        *,
+        old_head: LinearProbe | None = None,
+        suspect_head: tuple[Tensor, Tensor] | None = None,
+    ) -> Measurement:
         """Measure one encoder with a probe of its own.
 
         Args:
             network: The encoder.
             engine: Device and seed.
             old_head: A probe fitted on another encoder's features, to be shown beside the new one.
+            suspect_head: Weight (C, D) and bias (C,) of the linear head that came with the suspect; tried where its
+                classes are as many as those of the test data.
         """
         if self.probe_data is None or self.test_data is None:
             reason = "no labelled images for the probe and the test were given (--probe-data, --test-data)"
@@ -90,6 +100,9 @@ class EncoderEvaluator:
             "knn_accuracy": knn_accuracy(clean, labels, bank, bank_labels, temperature=KNN_TEMPERATURE),
             "clean_accuracy_old_head": success.clean_accuracy((old_head or probe).predict(clean), labels),
         }
+        if suspect_head is not None and len(suspect_head[0]) == int(labels.max()) + 1:
+            logits = torch.nn.functional.linear(clean, *suspect_head)
+            metrics["suspect_head_accuracy"] = success.clean_accuracy(logits.argmax(dim=1), labels)
         measurement = Measurement(metrics, {}, probe, {"clean": clean})
         if not self.triggers:
             metrics |= dict.fromkeys(TRIGGER_METRICS)

@@ -41,24 +41,6 @@ def is_one_clear_paragraph(result: subprocess.CompletedProcess[str]) -> bool:
     )
 
 
-@pytest.fixture
-def suspect(store_uri, tmp_path, encoders):
-    """A store with models:/suspect/1: the backdoored encoder, bound."""
-    from sanitize.intake import Knowledge, take_in
-
-    known = Knowledge(
-        data="digits#0:420",
-        probe_data="digits#0:600",
-        test_data="digits#1400:",
-        triggers=(encoders.trigger_file,),
-        arch="small-cnn",
-        normalization="half",
-        image_size=32,
-    )
-    take_in(encoders.backdoored_file, "suspect", known, tracking_uri=store_uri)
-    return store_uri
-
-
 def versions(store: str, name: str = "suspect") -> list[str]:
     from mlflow import MlflowClient
 

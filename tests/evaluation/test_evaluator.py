@@ -1,0 +1,63 @@
+"""The evaluator: what is given is measured, what is not is null with a reason."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sanitize.data import Trigger
+from sanitize.errors import DataError
+from sanitize.evaluation import EncoderEvaluator
+from sanitize.training import Engine
+from tests.encoders import small_encoder, test_images, train_images
+
+PATCH = Trigger(patch=torch.ones(3, 4, 4), target=3, name="white")
+
+
+def measured(triggers=(), **options):
+    evaluator = EncoderEvaluator(probe_data=train_images(), test_data=test_images(), triggers=triggers)
+    return evaluator.measure(small_encoder(), Engine(device="cpu"), **options)
+
+
+def test_without_data_everything_is_null_with_a_reason():
+    result = EncoderEvaluator(probe_data=None, test_data=None).measure(small_encoder(), Engine(device="cpu"))
+    assert set(result.metrics.values()) == {None}
+    assert set(result.unmeasured) == set(result.metrics)
+
+
+def test_without_a_trigger_success_rates_are_null_with_a_reason():
+    result = measured()
+    assert result.metrics["clean_accuracy"] > 0.5
+    assert result.metrics["attack_success_rate"] is None
+    assert "--trigger" in result.unmeasured["attack_success_rate"]
+
+
+def test_several_triggers_are_shown_each_and_the_worst_counts():
+    other = Trigger(patch=torch.zeros(3, 16, 16), target=5, name="black")
+    metrics = measured([PATCH, other]).metrics
+    rates = [metrics["attack_success_rate/white"], metrics["attack_success_rate/black"]]
+    assert metrics["attack_success_rate"] == max(rates)
+
+
+def test_a_head_of_the_suspect_is_tried_where_its_classes_fit():
+    features = measured().features["clean"]
+    fitting = (torch.randn(10, features.shape[1]), torch.zeros(10))
+    expected = float((features @ fitting[0].T).argmax(dim=1).eq(test_images().labels).float().mean())
+    assert measured(suspect_head=fitting).metrics["suspect_head_accuracy"] == pytest.approx(expected)
+    other = (torch.randn(1000, features.shape[1]), torch.zeros(1000))
+    assert "suspect_head_accuracy" not in measured(suspect_head=other).metrics
+
+
+@pytest.mark.parametrize("target", [None, 10])
+def test_a_target_that_is_no_class_is_refused(target):
+    with pytest.raises(DataError, match="target"):
+        EncoderEvaluator(
+            probe_data=train_images(),
+            test_data=test_images(),
+            triggers=[Trigger(patch=torch.ones(3, 4, 4), target=target, name="odd")],
+        )
+
+
+def test_unlabelled_probe_data_is_refused():
+    with pytest.raises(DataError, match="--probe-data"):
+        EncoderEvaluator(probe_data=train_images().without_labels(), test_data=test_images())
