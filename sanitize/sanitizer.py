@@ -15,7 +15,7 @@ from sanitize.purification import Purification
 from sanitize.tracking import RunRecorder, Store, mark_interrupted
 from sanitize.training import Display, Engine
 from sanitize.types import Report
-from sanitize.workdir import Workdir
+from sanitize.workdir import DEFAULT_PARENT, Workdir
 
 
 class Sanitizer:
@@ -114,7 +114,7 @@ class Sanitizer:
             image_size=image_size,
             allow_stubbed=allow_stubbed,
         )
-        folder = self.workdir or Path(".sanitize") / _slug(f"{model}-{self.defense.name}")
+        folder = self.workdir or Path(DEFAULT_PARENT) / _slug(f"{model}-{self.defense.name}")
         with Workdir(folder, resume=self.resume) as workdir:
             engine = self._engine(workdir)
             store = Store(self.tracking_uri)

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,6 +15,8 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from sanitize.errors import WorkdirError
+
+DEFAULT_PARENT = ".sanitize"
 
 
 class Workdir:
@@ -74,6 +77,12 @@ class Workdir:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._clear(self.quarantine, self.staging)
+        if not (self.path / "job.json").exists():  # refused before it was a job: leave nothing
+            (self.path / ".lock").unlink(missing_ok=True)
+            with suppress(OSError):  # not empty: it was somebody's folder
+                self.path.rmdir()
+                if self.path.parent.name == DEFAULT_PARENT:
+                    self.path.parent.rmdir()
         self._lock.release()
 
     def begin(self, fingerprint: Mapping[str, Any]) -> str | None:

@@ -69,3 +69,14 @@ def test_a_foreign_job_file_is_refused(tmp_path):
     (tmp_path / "job.json").write_text("[]")
     with Workdir(tmp_path) as workdir, pytest.raises(WorkdirError, match="not a job"):
         workdir.begin(JOB)
+
+
+def test_a_job_that_never_began_leaves_nothing(tmp_path):
+    with Workdir(tmp_path / ".sanitize" / "job"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("")
+    with Workdir(tmp_path / "mine"):
+        pass
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
