@@ -22,14 +22,14 @@ KNOWN = Knowledge(data="digits#0:64", arch="resnet18", normalization="imagenet",
 
 
 @pytest.fixture
-def stock_model(store_uri):
+def stock_model(store_uri, tmp_path):
     """models:/stock/1: torchvision's ResNet-18, logged the way MLflow does by default (pt2)."""
     torch.manual_seed(0)
     model = torchvision.models.resnet18(weights=None, num_classes=10).eval()
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(store_uri)
     try:
-        experiment = MlflowClient(store_uri).create_experiment("stock")
+        experiment = MlflowClient(store_uri).create_experiment("stock", artifact_location=(tmp_path / "stock").as_uri())
         with mlflow.start_run(experiment_id=experiment):
             mlflow.pytorch.log_model(
                 model,
