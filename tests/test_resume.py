@@ -63,8 +63,10 @@ def test_a_killed_run_resumes_to_the_same_bits(suspect, tmp_path):
     }
     for number, (name, file) in enumerate(moments.items()):
         workdir = tmp_path / f"killed-{number}"
+        aliases = client.get_registered_model("suspect").aliases
         kill_when(start(suspect, workdir), (workdir / file).exists)
         assert len(client.search_model_versions("name='suspect'")) == 2 + number, name
+        assert client.get_registered_model("suspect").aliases == aliases, name
         resumed = finish(start(suspect, workdir, "--resume"))
         assert digest(workdir) == expected, name
         assert resumed["verdict"] == whole["verdict"]
