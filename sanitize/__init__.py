@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sanitize.data import ImageSet, Trigger, load_images
+    from sanitize.data import ImageSet, PatchTrigger, Trigger, load_images
     from sanitize.defenses import BMAIU, Defense
     from sanitize.errors import (
         ArchitectureError,
@@ -46,6 +46,7 @@ _HOMES = {
     "ExportError": "sanitize.errors",
     "Finding": "sanitize.types",
     "ImageSet": "sanitize.data",
+    "PatchTrigger": "sanitize.data",
     "Policy": "sanitize.evaluation",
     "Report": "sanitize.types",
     "SanitizeError": "sanitize.errors",
@@ -72,6 +73,7 @@ __all__ = [
     "ExportError",
     "Finding",
     "ImageSet",
+    "PatchTrigger",
     "Policy",
     "Report",
     "SanitizeError",

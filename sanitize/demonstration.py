@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from sanitize.attacks import BadEncoder
-from sanitize.data import SSLViews, Trigger, load_images
+from sanitize.data import PatchTrigger, SSLViews, Trigger, load_images
 from sanitize.intake import Knowledge, TakenIn, take_in
 from sanitize.suspects import build, wrap
 from sanitize.training import Display, Engine
@@ -102,4 +102,4 @@ class Demonstration:
     def _trigger(engine: Engine) -> Trigger:
         """A patch of random colours at a random place: larger than BMAIU's canary, and of its kind."""
         patch = torch.rand(3, _PATCH, _PATCH, generator=engine.generator("demo/trigger"))
-        return Trigger(patch=patch, mode="replace", position="random", target=TARGET, name="demo-patch")
+        return PatchTrigger(patch=patch, mode="replace", position="random", target=TARGET, name="demo-patch")

@@ -20,7 +20,7 @@ COMMANDS = typer.main.get_command(app).commands
 DOCTESTED = [
     "sanitize.data.batches",
     "sanitize.data.images",
-    "sanitize.data.triggers",
+    "sanitize.data.triggers.patch",
     "sanitize.evaluation.judge",
     "sanitize.evaluation.success",
     "sanitize.functional.clusters",

@@ -3,7 +3,7 @@
 from sanitize.data.batches import DeviceImages, batches
 from sanitize.data.images import ImageSet
 from sanitize.data.sources import load_images
-from sanitize.data.triggers import Trigger
+from sanitize.data.triggers import PatchTrigger, Trigger
 from sanitize.data.views import SSLViews
 
-__all__ = ["DeviceImages", "ImageSet", "SSLViews", "Trigger", "batches", "load_images"]
+__all__ = ["DeviceImages", "ImageSet", "PatchTrigger", "SSLViews", "Trigger", "batches", "load_images"]

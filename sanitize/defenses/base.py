@@ -6,19 +6,19 @@ tests/defenses/test_table.py, one recipe, one page in docs/methods.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from sanitize.data.images import ImageSet
 from sanitize.errors import ConfigError, DataError
+from sanitize.method import Method, Paper
 from sanitize.suspects.networks import Network
 from sanitize.training import Engine, History
-from sanitize.types import Finding, ModelKind, did_you_mean
+from sanitize.types import Finding, ModelKind
 
 
 class Need(StrEnum):
@@ -28,15 +28,6 @@ class Need(StrEnum):
     IMAGES = "images"
     LABELS = "labels"
     CLEAN_IMAGES = "clean images"
-
-
-@dataclass(frozen=True)
-class Paper:
-    """Where a method comes from."""
-
-    title: str
-    reference: str
-    url: str
 
 
 @dataclass
@@ -62,42 +53,12 @@ class Purified:
     destroyed: str | None = None
 
 
-class Defense(BaseModel, ABC):
-    """Base of all defences.
+class Defense(Method):
+    """Base of all defences; see `Method` for how parameters are declared."""
 
-    Subclasses declare their hyperparameters as pydantic fields with a description, a range, and, in
-    ``json_schema_extra={"paper": ...}``, the paper's value where it differs from the default.
-
-    Raises:
-        ConfigError: A parameter is unknown, of the wrong type, or out of range.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-    name: ClassVar[str]
-    paper: ClassVar[Paper]
-    summary: ClassVar[str]
     kinds: ClassVar[frozenset[ModelKind]]
     needs: ClassVar[frozenset[Need]]
     minimum_images: ClassVar[int] = 1
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise ConfigError(_explain(type(self), error)) from error
-
-    def parameters(self) -> dict[str, dict[str, Any]]:
-        """Each parameter with its value, the paper's value, and what it means: for the report."""
-        listed = {}
-        for name, info in type(self).model_fields.items():
-            extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-            listed[name] = {
-                "value": getattr(self, name),
-                "paper": extra.get("paper", info.default),
-                "description": info.description,
-            }
-        return listed
 
     def check(self, kind: ModelKind, data: ImageSet | None) -> ImageSet:
         """Whether the needs are met.
@@ -137,12 +98,4 @@ class Purifier(Defense):
         """
 
 
-def _explain(cls: type[Defense], error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors():
-        key = ".".join(map(str, problem["loc"]))
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown parameter {key!r}. {did_you_mean(key, cls.model_fields)}")
-        else:
-            lines.append(f"{key}={problem['input']!r}: {problem['msg']}")
-    return f"{cls.name}: " + "; ".join(lines)
+__all__ = ["Defense", "Need", "Paper", "Purified", "Purifier"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from sanitize.data import DeviceImages, ImageSet, Trigger
+from sanitize.data import DeviceImages, ImageSet, PatchTrigger
 from sanitize.defenses.base import Need, Paper, Purified, Purifier
 from sanitize.errors import DataError
 from sanitize.functional.clusters import Clusters, choose_reference_set, cluster
@@ -162,12 +162,12 @@ class BMAIU(Purifier):
             destroyed=history["unlearn"].stopped,
         )
 
-    def _canary(self, image_size: int, generator: torch.Generator) -> Trigger:
+    def _canary(self, image_size: int, generator: torch.Generator) -> PatchTrigger:
         size = self.canary_size or max(4, image_size // 14)
         if size > image_size:
             raise DataError(f"canary_size={size} px is larger than the images ({image_size} px).")
         patch = torch.rand(3, size, size, generator=generator)
-        return Trigger(patch=patch, mode="replace", position="random", name="canary")
+        return PatchTrigger(patch=patch, mode="replace", position="random", name="canary")
 
     def _reference_set(self, features: Tensor, engine: Engine) -> tuple[Clusters, int, Tensor]:
         found = cluster(features, self.clusters, seed=engine.seed)
@@ -186,7 +186,7 @@ class BMAIU(Purifier):
         module: nn.Module,
         images: DeviceImages,
         indices: Tensor,
-        canary: Trigger,
+        canary: PatchTrigger,
         reference: Tensor,
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -248,7 +248,7 @@ class BMAIU(Purifier):
     def _measure(
         self,
         images: DeviceImages,
-        canary: Trigger,
+        canary: PatchTrigger,
         clusters: Clusters,
         target: int,
         suspect_features: Tensor,

@@ -58,7 +58,7 @@ class EncoderEvaluator:
         if test_data is not None:
             classes = int(test_data.require_labels("the evaluation (--test-data)").max()) + 1
             for trigger in triggers:
-                if trigger.target is None or not 0 <= trigger.target < classes:
+                if not isinstance(trigger.target, int) or not 0 <= trigger.target < classes:
                     raise DataError(
                         f"trigger {trigger.name!r} has target {trigger.target}, and the test data has classes "
                         f"0 to {classes - 1}. Set `target` in its specification."
@@ -132,7 +132,7 @@ class EncoderEvaluator:
 
 def _trigger_metrics(triggered: Tensor, clean: Tensor, labels: Tensor, trigger: Trigger) -> dict[str, float]:
     target = trigger.target
-    assert target is not None  # checked in the constructor
+    assert isinstance(target, int)  # checked in the constructor
     return {
         "attack_success_rate": success.attack_success_rate(triggered, labels, target),
         "attack_success_rate_all": success.attack_success_rate_all(triggered, target),

@@ -5,6 +5,7 @@ from sanitize.suspects.networks import Classifier, Encoder, Network, wrap
 from sanitize.suspects.quarantine import admit
 from sanitize.suspects.readers import Tensors, read_tensors
 from sanitize.suspects.rebuild import Rebuilt, rebuild
+from sanitize.suspects.untrained import untrained
 
 __all__ = [
     "Architecture",
@@ -18,5 +19,6 @@ __all__ = [
     "build",
     "read_tensors",
     "rebuild",
+    "untrained",
     "wrap",
 ]

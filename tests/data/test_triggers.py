@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sanitize.data import Trigger
+from sanitize.data import PatchTrigger, Trigger
 from sanitize.errors import ConfigError
 
 SHARED = Path(os.environ.get("SANITIZE_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -47,7 +47,7 @@ def _reference(trigger: Trigger, images: Tensor, generator: torch.Generator | No
 @pytest.mark.parametrize(("mode", "alpha"), [("replace", 1.0), ("blend", 0.3), ("add", 0.7)])
 def test_apply_equals_a_loop_over_pixels(mode: Any, alpha: float, masked: bool, position: Any) -> None:
     mask = torch.rand(1, 4, 3, generator=_seeded(5)) if masked else None
-    trigger = Trigger(_patch(), mask, mode, alpha, position)
+    trigger = PatchTrigger(_patch(), mask, mode, alpha, position)
     images = _images()
     before = images.clone()
     result = trigger.apply(images, _seeded(1))
@@ -56,7 +56,7 @@ def test_apply_equals_a_loop_over_pixels(mode: Any, alpha: float, masked: bool, 
 
 
 def test_random_positions_reach_every_place_and_are_uniform() -> None:
-    trigger = Trigger(_patch(4, 3))
+    trigger = PatchTrigger(_patch(4, 3))
     tops, lefts = trigger.corners(90_000, 12, 10, _seeded())
     counts = torch.bincount(tops * 8 + lefts, minlength=72).float()
     assert (tops.min(), tops.max(), lefts.min(), lefts.max()) == (0, 8, 0, 7)
@@ -64,7 +64,7 @@ def test_random_positions_reach_every_place_and_are_uniform() -> None:
 
 
 def test_positions_repeat_without_a_generator_and_follow_a_given_one() -> None:
-    trigger, images = Trigger(_patch()), _images(32)
+    trigger, images = PatchTrigger(_patch()), _images(32)
     assert torch.equal(trigger.apply(images), trigger.apply(images))
     assert torch.equal(trigger.apply(images), trigger.apply(images, _seeded(0)))
     assert not torch.equal(trigger.apply(images, _seeded(1)), trigger.apply(images, _seeded(2)))
@@ -74,35 +74,35 @@ def test_positions_repeat_without_a_generator_and_follow_a_given_one() -> None:
 
 def test_a_picture_of_image_size_is_blended_over_all_of_it() -> None:
     picture, images = _images(1)[0], _images()
-    result = Trigger(picture, mode="blend", alpha=0.2).apply(images)
+    result = PatchTrigger(picture, mode="blend", alpha=0.2).apply(images)
     torch.testing.assert_close(result, 0.8 * images + 0.2 * picture)
 
 
 def test_add_is_clamped_and_takes_negative_values() -> None:
     images = torch.full((2, 3, 4, 4), 0.5)
     patch = torch.stack((torch.ones(4, 4), -torch.ones(4, 4), torch.zeros(4, 4)))
-    result = Trigger(patch, mode="add", alpha=0.8).apply(images)
+    result = PatchTrigger(patch, mode="add", alpha=0.8).apply(images)
     assert result[0, :, 0, 0].tolist() == [1.0, 0.0, 0.5]
 
 
 def test_gradients_pass_beside_the_patch_only() -> None:
     images = _images(2).requires_grad_()
-    Trigger(_patch(), position=(0, 0)).apply(images).sum().backward()
+    PatchTrigger(_patch(), position=(0, 0)).apply(images).sum().backward()
     assert images.grad[:, :, :4, :3].abs().max() == 0
     assert images.grad[:, :, 4:].eq(1).all()
 
 
 def test_types_follow_the_images() -> None:
-    assert Trigger(_patch()).apply(_images().bfloat16()).dtype == torch.bfloat16
+    assert PatchTrigger(_patch()).apply(_images().bfloat16()).dtype == torch.bfloat16
     with pytest.raises(ConfigError, match="Divide uint8 by 255"):
-        Trigger(_patch()).apply(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+        PatchTrigger(_patch()).apply(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
 
 
 def test_a_trigger_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="4x3 px and does not fit on images of 3x10 px"):
-        Trigger(_patch()).apply(_images(1, 3, 10))
+        PatchTrigger(_patch()).apply(_images(1, 3, 10))
     with pytest.raises(ConfigError, match=r"\[8, 7\] is the last place"):
-        Trigger(_patch(), position=(9, 0)).apply(_images())
+        PatchTrigger(_patch(), position=(9, 0)).apply(_images())
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_trigger_that_does_not_fit_is_refused() -> None:
 )
 def test_unfit_values_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Trigger(**({"patch": torch.zeros(3, 2, 2)} | values))
+        PatchTrigger(**({"patch": torch.zeros(3, 2, 2)} | values))
 
 
 def _png(path: Path, pixels: np.ndarray) -> str:
@@ -227,7 +227,7 @@ def test_unreadable_yaml_is_refused(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("position", [(1, 2), "random", "bottom-right"])
 def test_save_and_read_again(masked: bool, position: Any, tmp_path: Path) -> None:
     mask = torch.rand(1, 4, 3, generator=_seeded(6)) if masked else None
-    trigger = Trigger(_patch(), mask, "blend", 0.25, position, target=2, name="größe")
+    trigger = PatchTrigger(_patch(), mask, "blend", 0.25, position, target=2, name="größe")
     path = trigger.save(tmp_path / "new" / "folder")
     again = Trigger.from_yaml(path)
     assert (again.mode, again.alpha, again.position, again.target, again.name) == (
@@ -246,7 +246,7 @@ def test_save_and_read_again(masked: bool, position: Any, tmp_path: Path) -> Non
 
 
 def test_negative_patches_are_saved_exactly(tmp_path: Path) -> None:
-    trigger = Trigger(_patch() - 0.5, mode="add")
+    trigger = PatchTrigger(_patch() - 0.5, mode="add")
     again = Trigger.from_yaml(trigger.save(tmp_path))
     assert torch.equal(again.patch, trigger.patch)
     assert not list(tmp_path.glob("*.png"))
@@ -281,5 +281,5 @@ def test_shared_pictures_of_triggers(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_with_a_cpu_generator_it_gives_the_same() -> None:
-    trigger, images = Trigger(_patch(), mode="blend", alpha=0.4), _images(16)
+    trigger, images = PatchTrigger(_patch(), mode="blend", alpha=0.4), _images(16)
     torch.testing.assert_close(trigger.apply(images.cuda(), _seeded()).cpu(), trigger.apply(images, _seeded()))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sanitize.data import Trigger
+from sanitize.data import PatchTrigger
 from sanitize.errors import DataError
 from sanitize.evaluation import EncoderEvaluator
 from sanitize.training import Engine
 from tests.encoders import small_encoder, test_images, train_images
 
-PATCH = Trigger(patch=torch.ones(3, 4, 4), target=3, name="white")
+PATCH = PatchTrigger(patch=torch.ones(3, 4, 4), target=3, name="white")
 
 
 def measured(triggers=(), **options):
@@ -33,7 +33,7 @@ def test_without_a_trigger_success_rates_are_null_with_a_reason():
 
 
 def test_several_triggers_are_shown_each_and_the_worst_counts():
-    other = Trigger(patch=torch.zeros(3, 16, 16), target=5, name="black")
+    other = PatchTrigger(patch=torch.zeros(3, 16, 16), target=5, name="black")
     metrics = measured([PATCH, other]).metrics
     rates = [metrics["attack_success_rate/white"], metrics["attack_success_rate/black"]]
     assert metrics["attack_success_rate"] == max(rates)
@@ -54,7 +54,7 @@ def test_a_target_that_is_no_class_is_refused(target):
         EncoderEvaluator(
             probe_data=train_images(),
             test_data=test_images(),
-            triggers=[Trigger(patch=torch.ones(3, 4, 4), target=target, name="odd")],
+            triggers=[PatchTrigger(patch=torch.ones(3, 4, 4), target=target, name="odd")],
         )
 
 

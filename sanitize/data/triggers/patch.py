@@ -1,17 +1,17 @@
-"""Triggers: what is pasted on an image, where and how. For evaluation, attacks and our own canaries only."""
+"""Patches: what is pasted on an image, where and how."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from sanitize.data import trigger_specs
+from sanitize.data.triggers import specs
+from sanitize.data.triggers.base import Target, Trigger, check_target
 from sanitize.errors import ConfigError
 from sanitize.types import did_you_mean
 
@@ -20,7 +20,7 @@ Position = tuple[int, int] | Literal["random", "bottom-right"]
 
 
 @dataclass(frozen=True, eq=False)
-class Trigger:
+class PatchTrigger(Trigger):
     """A patch and how it is pasted.
 
     With ``m = alpha * mask``, the pixels under the patch become ``image * (1 - m) + patch * m`` (`replace` and `blend`:
@@ -33,14 +33,14 @@ class Trigger:
         alpha: Opacity, in (0, 1].
         position: Top left corner as (row, column), ``bottom-right``, or ``random``: uniform over all places where the
             whole patch fits, drawn for each image.
-        target: The class that the attacker wants, or None.
+        target: The class that the attacker wants, ``next``, or None.
         name: For reports.
 
     Raises:
         ConfigError: A value is out of range or shapes do not fit each other.
 
     Example:
-        >>> trigger = Trigger(torch.ones(3, 4, 4), position="bottom-right")
+        >>> trigger = PatchTrigger(torch.ones(3, 4, 4), position="bottom-right")
         >>> trigger.apply(torch.zeros(2, 3, 32, 32)).sum().item()
         96.0
     """
@@ -50,7 +50,7 @@ class Trigger:
     mode: Mode = "replace"
     alpha: float = 1.0
     position: Position = "random"
-    target: int | None = None
+    target: Target = None
     name: str = "trigger"
 
     def __post_init__(self) -> None:
@@ -78,8 +78,7 @@ class Trigger:
             raise ConfigError(
                 f"{self.name}: position must be [row, column], random or bottom-right, got {self.position!r}."
             )
-        if self.target is not None and not (_is_integer(self.target) and self.target >= 0):
-            raise ConfigError(f"{self.name}: target must be a class index, 0 or more, got {self.target!r}.")
+        check_target(self.target, self.name)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -153,32 +152,6 @@ class Trigger:
             )
         return torch.full((count,), row), torch.full((count,), column)
 
-    @classmethod
-    def from_yaml(cls, path: Path) -> Trigger:
-        """Read a trigger SPEC; pictures in it are relative to the file.
-
-        Raises:
-            ConfigError: The file or a key of it is wrong.
-        """
-        return cls.from_dict(trigger_specs.read_yaml(path), path.parent)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], folder: Path = Path()) -> Trigger:
-        """Read the values of a trigger SPEC.
-
-        Args:
-            values: ``image`` (a picture file) or ``pattern`` (rows of pixels, each [red, green, blue] or one grey
-                value, in [0, 1]; or ``{height, width, color}`` for a plain patch, or ``{height, width, seed}`` for
-                uniform noise); optionally ``mask`` (a picture file, or rows of values), ``mode``, ``alpha``, ``size``
-                (pixels of the shorter side, or [height, width]; bilinear with antialias), ``position``, ``target``,
-                ``name``.
-            folder: What picture files are relative to.
-
-        Raises:
-            ConfigError: A key is unknown, missing or has an unfit value.
-        """
-        return cls(**trigger_specs.parse(values, folder))
-
     def save(self, folder: Path) -> Path:
         """Write ``trigger.yaml`` with ``trigger.png`` and, where there is one, ``mask.png``.
 
@@ -191,7 +164,7 @@ class Trigger:
         Returns:
             Path of ``trigger.yaml``; it is written last.
         """
-        return trigger_specs.write(
+        return specs.write_patch(
             folder,
             patch=self.patch.detach().float().cpu(),
             mask=None if self.mask is None else self.mask.detach().float().cpu(),

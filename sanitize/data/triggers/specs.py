@@ -1,11 +1,14 @@
-"""The trigger SPEC, a YAML mapping with pictures beside it: how it is read, checked and written."""
+"""The trigger SPEC, a YAML mapping with files beside it: how it is read, checked and written.
+
+Keys of every kind are `kind`, `name` and `target`; the others belong to the kind.
+"""
 
 from __future__ import annotations
 
 import io
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,23 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from sanitize.data.decoding import read_picture
+from sanitize.data.triggers.base import Trigger
 from sanitize.errors import ConfigError, DataError
 from sanitize.types import did_you_mean
 
-KEYS = ("name", "image", "pattern", "mask", "mode", "alpha", "size", "position", "target")
+PATCH_KEYS = ("kind", "name", "image", "pattern", "mask", "mode", "alpha", "size", "position", "target")
+
+
+def make(values: Mapping[str, Any], folder: Path) -> Trigger:
+    """The trigger that the values of a SPEC describe.
+
+    Raises:
+        ConfigError: The kind or a key is unknown, or a value is unfit.
+    """
+    kind = values.get("kind", "patch")
+    if kind not in _KINDS:
+        raise ConfigError(f"unknown kind {kind!r} of trigger. {did_you_mean(str(kind), _KINDS)}")
+    return _KINDS[kind](values, folder)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -34,24 +50,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"the trigger {path} cannot be read: {' '.join(str(error).split())}.") from error
     if not isinstance(values, Mapping):
-        raise ConfigError(f"the trigger {path} must be a mapping with keys out of: {', '.join(KEYS)}.")
+        raise ConfigError(f"the trigger {path} must be a mapping with keys such as kind, name and target.")
     return {"name": path.resolve().parent.name if path.stem == "trigger" else path.stem, **values}
 
 
-def parse(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Arguments of `Trigger` from the values of a SPEC; ranges are checked by `Trigger` itself.
+def _make_patch(values: Mapping[str, Any], folder: Path) -> Trigger:
+    """A patch.
 
-    Args:
-        values: See `Trigger.from_dict`.
-        folder: What picture files are relative to.
-
-    Raises:
-        ConfigError: A key is unknown, missing or has an unfit value.
+    Keys: ``image`` (a picture file) or ``pattern`` (rows of pixels, each [red, green, blue] or one grey value, in [0, 1];
+    or ``{height, width, color}`` for a plain patch, or ``{height, width, seed}`` for uniform noise); optionally ``mask``
+    (a picture file, or rows of values), ``mode``, ``alpha``, ``size`` (pixels of the shorter side, or [height, width];
+    bilinear with antialias), ``position``, ``target``, ``name``.
     """
+    from sanitize.data.triggers.patch import PatchTrigger
+
     name = str(values.get("name", "trigger"))
     for key in values:
-        if key not in KEYS:
-            raise ConfigError(f"unknown key {key!r} in trigger {name}. {did_you_mean(str(key), KEYS)}")
+        if key not in PATCH_KEYS:
+            raise ConfigError(f"unknown key {key!r} in trigger {name}. {did_you_mean(str(key), PATCH_KEYS)}")
     if (values.get("image") is None) == (values.get("pattern") is None):
         raise ConfigError(f"trigger {name} needs either `image` (a picture file) or `pattern` (rows of pixels).")
     transparency: Tensor | None = None
@@ -72,11 +88,11 @@ def parse(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for key in ("mode", "alpha", "position", "target"):
         if values.get(key) is not None:
             arguments[key] = tuple(values[key]) if isinstance(values[key], list) else values[key]
-    return arguments
+    return PatchTrigger(**arguments)
 
 
-def write(folder: Path, *, patch: Tensor, mask: Tensor | None, values: dict[str, Any]) -> Path:
-    """Write trigger.yaml and its pictures; see `Trigger.save`."""
+def write_patch(folder: Path, *, patch: Tensor, mask: Tensor | None, values: dict[str, Any]) -> Path:
+    """Write trigger.yaml and its pictures; see `PatchTrigger.save`."""
     folder.mkdir(parents=True, exist_ok=True)
     values = dict(values)
     if bool((patch < 0).any()):
@@ -85,7 +101,7 @@ def write(folder: Path, *, patch: Tensor, mask: Tensor | None, values: dict[str,
         values["image"] = _write(folder / "trigger.png", _png(patch)).name
     if mask is not None:
         values["mask"] = _write(folder / "mask.png", _png(mask)).name
-    values = {key: values[key] for key in KEYS if values.get(key) is not None}
+    values = {key: values[key] for key in PATCH_KEYS if values.get(key) is not None}
     return _write(folder / "trigger.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
 
 
@@ -167,3 +183,6 @@ def _write(path: Path, data: bytes) -> Path:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+_KINDS: dict[str, Callable[[Mapping[str, Any], Path], Trigger]] = {"patch": _make_patch}
