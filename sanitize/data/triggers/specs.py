@@ -57,10 +57,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _make_patch(values: Mapping[str, Any], folder: Path) -> Trigger:
     """A patch.
 
-    Keys: ``image`` (a picture file) or ``pattern`` (rows of pixels, each [red, green, blue] or one grey value, in [0, 1];
-    or ``{height, width, color}`` for a plain patch, or ``{height, width, seed}`` for uniform noise); optionally ``mask``
-    (a picture file, or rows of values), ``mode``, ``alpha``, ``size`` (pixels of the shorter side, or [height, width];
-    bilinear with antialias), ``position``, ``target``, ``name``.
+    Keys: ``image`` (a picture file) or ``pattern`` (rows of pixels, each [red, green, blue] or one grey value, in
+    [0, 1]; or ``{height, width, color}`` for a plain patch, or ``{height, width, seed}`` for uniform noise); optionally
+    ``mask`` (a picture file, or rows of values), ``mode``, ``alpha``, ``size`` (pixels of the shorter side, or [height,
+    width]; bilinear with antialias), ``position``, ``target``, ``name``.
     """
     from sanitize.data.triggers.patch import PatchTrigger
 
