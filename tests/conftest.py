@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,19 +39,25 @@ def store_uri(empty_store: Path, tmp_path: Path) -> str:
     return copied_store(empty_store, tmp_path)
 
 
-@pytest.fixture(scope="session")
-def encoders(tmp_path_factory: pytest.TempPathFactory) -> Encoders:
-    """A clean and a backdoored encoder of digits; trained once, also where several workers run the tests."""
+def trained_once(name: str, train: Callable[[Path], None], factory: pytest.TempPathFactory) -> Path:
+    """Folder that `train` filled: once for all workers, or, with SANITIZE_TEST_CACHE=FOLDER, once for all sessions."""
     from filelock import FileLock
 
-    shared = tmp_path_factory.getbasetemp()
+    shared = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
-    folder = shared / "encoders"
-    with FileLock(shared / "encoders.lock"):
+    shared = Path(os.environ.get("SANITIZE_TEST_CACHE", shared))
+    folder = shared / name
+    with FileLock(shared / f"{name}.lock"):
         if not folder.is_dir():
-            train_encoders(folder)
-    return load_encoders(folder)
+            train(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Encoders:
+    """A clean and a backdoored encoder of digits."""
+    return load_encoders(trained_once("encoders", train_encoders, tmp_path_factory))
 
 
 @pytest.fixture
