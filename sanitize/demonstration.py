@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from sanitize.attacks import BadEncoder
-from sanitize.data import PatchTrigger, SSLViews, Trigger, load_images
+from sanitize.data import PatchTrigger, Trigger, load_images
 from sanitize.intake import Knowledge, TakenIn, take_in
 from sanitize.suspects import build, wrap
+from sanitize.trainers import SimCLR
 from sanitize.training import Display, Engine
-from sanitize.training.simclr import train_simclr
 from sanitize.types import ModelSpec, Normalization
 
 TRAIN_DATA = "digits#0:1400"
@@ -62,20 +62,18 @@ class Demonstration:
         )
         encoder = wrap(architecture.backbone, spec)
         engine.display.say(f"Training a SimCLR encoder on {len(train)} digits.")
-        train_simclr(
-            encoder,
-            train.without_labels(),
-            engine,
+        SimCLR(
             epochs=self.simclr_epochs,
             batch_size=128,
             learning_rate=0.1,
-            views=SSLViews(IMAGE_SIZE, flip=0.0, min_scale=0.5),
-        )
+            warmup_epochs=1,
+            flip=0.0,
+            min_crop_scale=0.5,
+        ).train(encoder, train, engine)
         trigger = self._trigger(engine)
-        reference = torch.nonzero(train.require_labels("the attack") == TARGET).flatten()[:1]
         engine.display.say("Planting a backdoor (BadEncoder).")
         attack = BadEncoder(epochs=self.attack_epochs, learning_rate=0.02)
-        backdoored, _ = attack.implant(encoder, train.without_labels(), reference, trigger, engine)
+        backdoored = attack.implant(encoder, train, engine, triggers=(trigger,)).network
         folder.mkdir(parents=True, exist_ok=True)
         torch.save({"state_dict": encoder.backbone.cpu().state_dict()}, folder / "clean.pth")
         torch.save({"state_dict": backdoored.backbone.cpu().state_dict()}, folder / "suspect.pth")

@@ -81,8 +81,8 @@ class Attack(Method):
 class PoisoningAttack(Attack):
     """An attack that changes training data; whoever trains on it plants the backdoor."""
 
-    label_mode: ClassVar[LabelMode | None] = None
-    """None for data without labels (self-supervised learning)."""
+    label_mode: ClassVar[LabelMode | None]
+    """None for data without labels (self-supervised learning); a parameter where labels are changed."""
 
     @abstractmethod
     def poison(self, data: ImageSet, engine: Engine, *, triggers: Sequence[Trigger] = ()) -> Poisoned:

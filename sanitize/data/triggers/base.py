@@ -90,3 +90,13 @@ def check_target(target: object, name: str) -> None:
         return
     if isinstance(target, bool) or not isinstance(target, int) or target < 0:
         raise ConfigError(f"{name}: target must be a class index, 0 or more, or next, got {target!r}.")
+
+
+def check_pixels(images: Tensor, name: str) -> None:
+    """Refuse images that are not floats.
+
+    Raises:
+        ConfigError: They are uint8, most likely.
+    """
+    if not images.is_floating_point():
+        raise ConfigError(f"{name} is pasted on images in [0, 1], got {images.dtype}. Divide uint8 by 255.")

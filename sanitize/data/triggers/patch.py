@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sanitize.data.triggers import specs
-from sanitize.data.triggers.base import Target, Trigger, check_target
+from sanitize.data.triggers.base import Target, Trigger, check_pixels, check_target
 from sanitize.errors import ConfigError
 from sanitize.types import did_you_mean
 
@@ -33,6 +33,8 @@ class PatchTrigger(Trigger):
         alpha: Opacity, in (0, 1].
         position: Top left corner as (row, column), ``bottom-right``, or ``random``: uniform over all places where the
             whole patch fits, drawn for each image.
+        box: With position ``random``: the part of the image, from low to high on both axes, in [0, 1], that the whole
+            patch lies inside; a box that is too small for it has it at its low point. None for all of the image.
         target: The class that the attacker wants, ``next``, or None.
         name: For reports.
 
@@ -50,6 +52,7 @@ class PatchTrigger(Trigger):
     mode: Mode = "replace"
     alpha: float = 1.0
     position: Position = "random"
+    box: tuple[float, float] | None = None
     target: Target = None
     name: str = "trigger"
 
@@ -78,6 +81,11 @@ class PatchTrigger(Trigger):
             raise ConfigError(
                 f"{self.name}: position must be [row, column], random or bottom-right, got {self.position!r}."
             )
+        if self.box is not None and (self.position != "random" or not _is_box(self.box)):
+            raise ConfigError(
+                f"{self.name}: box must be [low, high] with 0 <= low < high <= 1, and goes with position random; "
+                f"got {self.box!r} with position {self.position!r}."
+            )
         check_target(self.target, self.name)
 
     @property
@@ -89,6 +97,8 @@ class PatchTrigger(Trigger):
     def sha256(self) -> str:
         """Digest of what is pasted, how and where, and of the target; the name does not count."""
         digest = hashlib.sha256(f"{self.size} {self.mode} {self.alpha} {self.position} {self.target}".encode())
+        if self.box is not None:
+            digest.update(f"box {float(self.box[0])} {float(self.box[1])}".encode())
         for tensor in (self.patch, self.mask):
             digest.update(b"|" if tensor is None else tensor.detach().cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -106,8 +116,7 @@ class PatchTrigger(Trigger):
         Raises:
             ConfigError: The trigger does not fit on images of this size.
         """
-        if not images.is_floating_point():
-            raise ConfigError(f"{self.name} is pasted on images in [0, 1], got {images.dtype}. Divide uint8 by 255.")
+        check_pixels(images, self.name)
         top, left = self.corners(len(images), images.shape[-2], images.shape[-1], generator)
         top, left = top.to(images.device), left.to(images.device)
         height, width = self.size
@@ -141,8 +150,8 @@ class PatchTrigger(Trigger):
         if self.position == "random":
             generator = generator or torch.Generator().manual_seed(0)
             return (
-                torch.randint(rows + 1, (count,), generator=generator, device=generator.device),
-                torch.randint(columns + 1, (count,), generator=generator, device=generator.device),
+                _random_places(count, height, self.size[0], self.box, generator),
+                _random_places(count, width, self.size[1], self.box, generator),
             )
         row, column = (rows, columns) if self.position == "bottom-right" else self.position
         if row > rows or column > columns:
@@ -173,9 +182,21 @@ class PatchTrigger(Trigger):
                 "mode": self.mode,
                 "alpha": float(self.alpha),
                 "position": list(self.position) if isinstance(self.position, tuple) else self.position,
+                "box": None if self.box is None else [float(edge) for edge in self.box],
                 "target": self.target,
             },
         )
+
+
+def _random_places(
+    count: int, side: int, size: int, box: tuple[float, float] | None, generator: torch.Generator
+) -> Tensor:
+    """(count,) places of a patch of `size` px along an axis of `side` px; edges are cut off as SSL-Backdoor does."""
+    low, high = 0, side - size
+    if box is not None:
+        low = min(int(side * box[0]), high)
+        high = max(low, min(int(side * box[1] - size), high))
+    return torch.randint(low, high + 1, (count,), generator=generator, device=generator.device)
 
 
 def _is_integer(value: object) -> bool:
@@ -186,3 +207,11 @@ def _is_position(value: object) -> bool:
     if isinstance(value, tuple):
         return len(value) == 2 and all(_is_integer(part) and part >= 0 for part in value)
     return value in ("random", "bottom-right")
+
+
+def _is_box(value: object) -> bool:
+    if not isinstance(value, tuple) or len(value) != 2:
+        return False
+    if any(isinstance(edge, bool) or not isinstance(edge, int | float) for edge in value):
+        return False
+    return bool(0 <= value[0] < value[1] <= 1)

@@ -24,7 +24,10 @@ from sanitize.data.triggers.base import Trigger
 from sanitize.errors import ConfigError, DataError
 from sanitize.types import did_you_mean
 
-PATCH_KEYS = ("kind", "name", "image", "pattern", "mask", "mode", "alpha", "size", "position", "target")
+FREQUENCY_KEYS = ("kind", "name", "magnitude", "window", "target")
+GENERATED_KEYS = ("kind", "name", "weights", "secret", "amplitude", "target")
+WARP_KEYS = ("kind", "name", "grid_size", "strength", "seed", "target")
+PATCH_KEYS = ("kind", "name", "image", "pattern", "mask", "mode", "alpha", "size", "position", "box", "target")
 
 
 def make(values: Mapping[str, Any], folder: Path) -> Trigger:
@@ -60,14 +63,12 @@ def _make_patch(values: Mapping[str, Any], folder: Path) -> Trigger:
     Keys: ``image`` (a picture file) or ``pattern`` (rows of pixels, each [red, green, blue] or one grey value, in
     [0, 1]; or ``{height, width, color}`` for a plain patch, or ``{height, width, seed}`` for uniform noise); optionally
     ``mask`` (a picture file, or rows of values), ``mode``, ``alpha``, ``size`` (pixels of the shorter side, or [height,
-    width]; bilinear with antialias), ``position``, ``target``, ``name``.
+    width]; bilinear with antialias), ``position``, ``box`` ([low, high], of random positions), ``target``, ``name``.
     """
     from sanitize.data.triggers.patch import PatchTrigger
 
     name = str(values.get("name", "trigger"))
-    for key in values:
-        if key not in PATCH_KEYS:
-            raise ConfigError(f"unknown key {key!r} in trigger {name}. {did_you_mean(str(key), PATCH_KEYS)}")
+    _check_keys(values, PATCH_KEYS, name)
     if (values.get("image") is None) == (values.get("pattern") is None):
         raise ConfigError(f"trigger {name} needs either `image` (a picture file) or `pattern` (rows of pixels).")
     transparency: Tensor | None = None
@@ -85,10 +86,54 @@ def _make_patch(values: Mapping[str, Any], folder: Path) -> Trigger:
         patch = _resize(patch, values["size"], name)
         mask = None if mask is None else _resize(mask, values["size"], name)
     arguments: dict[str, Any] = {"name": name, "patch": patch, "mask": mask}
-    for key in ("mode", "alpha", "position", "target"):
+    for key in ("mode", "alpha", "position", "box", "target"):
         if values.get(key) is not None:
             arguments[key] = tuple(values[key]) if isinstance(values[key], list) else values[key]
     return PatchTrigger(**arguments)
+
+
+def _make_frequency(values: Mapping[str, Any], folder: Path) -> Trigger:
+    """Raised DCT coefficients. Keys: ``magnitude``, ``window``, ``target``, ``name``."""
+    from sanitize.data.triggers.frequency import FrequencyTrigger
+
+    return FrequencyTrigger(**_arguments(values, FREQUENCY_KEYS))
+
+
+def _make_warp(values: Mapping[str, Any], folder: Path) -> Trigger:
+    """A bent image. Keys: ``grid_size``, ``strength``, ``seed``, ``target``, ``name``."""
+    from sanitize.data.triggers.warp import WarpTrigger
+
+    return WarpTrigger(**_arguments(values, WARP_KEYS))
+
+
+def _make_generated(values: Mapping[str, Any], folder: Path) -> Trigger:
+    """A residual for each image. Keys: ``weights`` (a file), ``secret`` (bits), ``amplitude``, ``target``, ``name``."""
+    from sanitize.data.triggers.generated import LONGEST_SECRET, GeneratedTrigger, read_encoder
+
+    arguments = _arguments(values, GENERATED_KEYS)
+    secret, file = arguments.pop("secret", None), arguments.pop("weights", None)
+    if not isinstance(file, str):
+        raise ConfigError(f"trigger {arguments['name']} needs `weights`, a safetensors file beside the YAML file.")
+    if not isinstance(secret, str) or not secret or not set(secret) <= {"0", "1"} or len(secret) > LONGEST_SECRET:
+        raise ConfigError(
+            f"trigger {arguments['name']}: secret must be up to {LONGEST_SECRET} bits in quotes, got {secret!r}."
+        )
+    encoder = read_encoder(folder / file, len(secret))
+    return GeneratedTrigger(encoder, torch.tensor([int(bit) for bit in secret]), **arguments)
+
+
+def _arguments(values: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    name = str(values.get("name", "trigger"))
+    _check_keys(values, keys, name)
+    return {"name": name} | {
+        key: value for key, value in values.items() if key not in ("kind", "name") and value is not None
+    }
+
+
+def _check_keys(values: Mapping[str, Any], keys: tuple[str, ...], name: str) -> None:
+    for key in values:
+        if key not in keys:
+            raise ConfigError(f"unknown key {key!r} in trigger {name}. {did_you_mean(str(key), keys)}")
 
 
 def write_patch(folder: Path, *, patch: Tensor, mask: Tensor | None, values: dict[str, Any]) -> Path:
@@ -101,7 +146,13 @@ def write_patch(folder: Path, *, patch: Tensor, mask: Tensor | None, values: dic
         values["image"] = _write(folder / "trigger.png", _png(patch)).name
     if mask is not None:
         values["mask"] = _write(folder / "mask.png", _png(mask)).name
-    values = {key: values[key] for key in PATCH_KEYS if values.get(key) is not None}
+    return write_values(folder, {key: values.get(key) for key in PATCH_KEYS})
+
+
+def write_values(folder: Path, values: Mapping[str, Any]) -> Path:
+    """Write trigger.yaml, without the values that are None; a SPEC with files beside it gets them first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {key: value for key, value in values.items() if value is not None}
     return _write(folder / "trigger.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
 
 
@@ -185,4 +236,9 @@ def _write(path: Path, data: bytes) -> Path:
         raise
 
 
-_KINDS: dict[str, Callable[[Mapping[str, Any], Path], Trigger]] = {"patch": _make_patch}
+_KINDS: dict[str, Callable[[Mapping[str, Any], Path], Trigger]] = {
+    "patch": _make_patch,
+    "frequency": _make_frequency,
+    "warp": _make_warp,
+    "generated": _make_generated,
+}
