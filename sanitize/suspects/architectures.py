@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,26 @@ import torchvision
 from torch import Tensor, nn
 
 from sanitize.errors import ArchitectureError, ConfigError
-from sanitize.suspects.cifar import BUILT_IN
+from sanitize.suspects.cifar import CifarResNet, SmallCNN
 from sanitize.suspects.heads import AUXILIARY, find_head, remove_head
+from sanitize.suspects.senet import SEBlock
+from sanitize.suspects.vgg import CifarVGG
+from sanitize.suspects.vit import BASE, SMALL, vision_transformer
 from sanitize.types import ModelKind, did_you_mean
+
+BUILT_IN: dict[str, Callable[[int, int], nn.Module]] = {
+    "resnet18-cifar": lambda classes, size: CifarResNet(18, classes),
+    "resnet34-cifar": lambda classes, size: CifarResNet(34, classes),
+    "resnet18-narrow": lambda classes, size: CifarResNet(18, classes, width=16),
+    "senet18-cifar": lambda classes, size: CifarResNet(18, classes, block=SEBlock),
+    "senet34-cifar": lambda classes, size: CifarResNet(34, classes, block=SEBlock),
+    "vgg11-cifar": lambda classes, size: CifarVGG(11, classes),
+    "vgg16-cifar": lambda classes, size: CifarVGG(16, classes),
+    "vit-small": lambda classes, size: vision_transformer(SMALL, classes, size),
+    "vit-base": lambda classes, size: vision_transformer(BASE, classes, size),
+    "small-cnn": lambda classes, size: SmallCNN(classes),
+}
+"""Name -> function of the number of classes and the image size in pixels."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +58,8 @@ def architecture_names() -> list[str]:
     """The built-in names; torchvision's classification models and ``file.py:function`` are accepted beside them.
 
     Example:
-        >>> architecture_names()
-        ['resnet18-cifar', 'resnet34-cifar', 'small-cnn']
+        >>> architecture_names()[:3]
+        ['resnet18-cifar', 'resnet34-cifar', 'resnet18-narrow']
     """
     return list(BUILT_IN)
 
@@ -88,8 +106,14 @@ def build(name: str, *, kind: ModelKind, image_size: int, classes: int | None = 
 
 def _known(name: str, image_size: int, classes: int) -> nn.Module:
     if name in BUILT_IN:
-        return BUILT_IN[name](classes)
+        return BUILT_IN[name](classes, image_size)
     models = torchvision.models.list_models(module=torchvision.models)
+    if name.endswith("-cifar"):
+        stems = [known for known in BUILT_IN if known.endswith("-cifar")]
+        raise ConfigError(
+            f"there is no {name}: networks with a stem for small images are {', '.join(stems)}. "
+            "Use one of them, the network's own name without -cifar, or your own file.py:function."
+        )
     if name not in models:
         close = difflib.get_close_matches(name, models, n=3)
         raise ConfigError(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
@@ -27,6 +27,19 @@ Loss = Callable[[nn.Module, Tensor, torch.Generator], dict[str, Tensor]]
 
 Watch = Callable[[nn.Module], tuple[dict[str, float], str | None]]
 """Called with the network after each epoch -> extra metrics, and a reason to stop at once or None."""
+
+
+class Companion(Protocol):
+    """What a stage needs beside the network: works before each epoch, and is kept in the checkpoints."""
+
+    def before_epoch(self, network: nn.Module, generator: torch.Generator) -> dict[str, float]:
+        """Look at the network, which is in eval mode, and return metrics of the epoch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that an interrupted stage needs to go on: tensors, numbers, strings, lists and dicts."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state, whose tensors lie on the CPU."""
 
 
 @dataclass
@@ -57,6 +70,8 @@ class Engine:
         resume: Continue from what an earlier process left in `checkpoints`; bit-identical on the CPU.
         recorder: Told the metrics of each epoch.
         display: Shows progress.
+        channels_last: Keep networks in the memory format that convolutions are fastest in, also on a CPU (1.1 to
+            1.5 times there), where the last bits of results change with it; when left out on CUDA only.
 
     Raises:
         ConfigError: The device, precision or strategy is not to be had.
@@ -73,6 +88,7 @@ class Engine:
         resume: bool = False,
         recorder: Recorder | None = None,
         display: Display | None = None,
+        channels_last: bool | None = None,
     ) -> None:
         try:
             self.fabric = Fabric(
@@ -87,6 +103,7 @@ class Engine:
                 f"cannot compute with device {device!r}, precision {precision!r}, strategy {strategy!r}: {error} "
                 "`sanitize doctor` shows what this machine has."
             ) from error
+        self._channels_last = self.fabric.device.type == "cuda" if channels_last is None else channels_last
         self.seed = seed
         self.settings = {"device": str(self.fabric.device), "precision": precision, "strategy": strategy}
         self.recorder = recorder or NullRecorder()
@@ -125,6 +142,7 @@ class Engine:
         drop_last: bool = False,
         train_mode: bool = True,
         watch: Watch | None = None,
+        companion: Companion | None = None,
     ) -> History:
         """Train `network` in place.
 
@@ -142,6 +160,7 @@ class Engine:
             drop_last: Leave out a last batch that is not full.
             train_mode: ``False`` keeps batch norm and dropout in eval mode.
             watch: Looks at the network after each epoch; may stop the stage.
+            companion: Works before each epoch; restored with the network when the stage is resumed.
 
         Returns:
             The history; complete also when the stage was resumed.
@@ -151,6 +170,8 @@ class Engine:
         """
         per_epoch = max(1, images // batch_size if drop_last else math.ceil(images / batch_size))
         total = min(epochs * per_epoch, max_steps or epochs * per_epoch)
+        if self._channels_last:
+            network.to(memory_format=torch.channels_last)  # convolutions then work, and keep activations, in it
         made = optimizer([parameter for parameter in network.parameters() if parameter.requires_grad])
         schedule = scheduler(made, total) if scheduler else None
         module, made = self.fabric.setup(network, made)
@@ -160,12 +181,25 @@ class Engine:
         saved = self._checkpoints.load(stage) if self._checkpoints else None
         if saved is not None:
             history = _restore(saved, network, made, schedule, generator)
-        with self.recorder.stage(stage), self.display.stage(stage, total - history.steps) as progress:
+            if companion is not None:
+                companion.load_state_dict(saved["companion"])
+        # Dropout and stochastic depth know only torch's global generators: theirs is seeded anew for each epoch.
+        with (
+            torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
+            self.recorder.stage(stage),
+            self.display.stage(stage, total - history.steps) as progress,
+        ):
             for number, values in enumerate(history.epochs):
                 self.recorder.metrics(stage, values, number)
             while history.steps < total and history.stopped is None:
                 started, count = time.perf_counter(), 0
                 sums: dict[str, Tensor | float] = {}
+                prepared: dict[str, float] = {}
+                if companion is not None:
+                    module.eval()
+                    prepared = companion.before_epoch(network, generator)
+                    module.train(train_mode)
+                torch.manual_seed(self.generator(f"{stage}/layers/{len(history.epochs)}").initial_seed())
                 for indices in batches(images, batch_size, generator, drop_last=drop_last and images >= batch_size):
                     made.zero_grad(set_to_none=True)
                     terms = loss(module, indices, generator)
@@ -183,7 +217,7 @@ class Engine:
                     progress.advance(len(indices))
                     if history.steps >= total:
                         break
-                values = {name: float(value) / count for name, value in sums.items()}
+                values = {name: float(value) / count for name, value in sums.items()} | prepared
                 _require_finite(values, stage, len(history.epochs))
                 history.seconds += time.perf_counter() - started
                 if watch is not None:
@@ -197,7 +231,10 @@ class Engine:
                 self.recorder.metrics(stage, values, len(history.epochs))
                 history.epochs.append(values)
                 if self._checkpoints:
-                    self._checkpoints.save(stage, _snapshot(network, made, schedule, generator, history))
+                    state = _snapshot(network, made, schedule, generator, history)
+                    if companion is not None:
+                        state["companion"] = companion.state_dict()
+                    self._checkpoints.save(stage, state)
         network.eval()
         return history
 

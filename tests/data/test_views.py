@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from sanitize.data.views import SSLViews, crop_boxes, recolor, resized_crops
+from sanitize.data.views import SSLViews, blurred, crop_boxes, cutmix, recolor, resized_crops, solarised
 from sanitize.errors import ConfigError
 
-NEUTRAL = {"min_scale": 1.0, "jitter": 0.0, "grey": 0.0, "flip": 0.0}
+NEUTRAL = {"min_scale": 1.0, "jitter": 0.0, "grey": 0.0, "flip": 0.0, "blur": 0.0, "solarise": 0.0}
+OPTIONS = [{"min_scale": 0.2}, {"jitter": 0.4}, {"grey": 0.5}, {"flip": 0.5}, {"blur": 0.5}, {"solarise": 0.5}]
 
 
 def _seeded(seed: int = 0) -> torch.Generator:
@@ -124,7 +125,7 @@ def test_neutral_settings_change_nothing() -> None:
     torch.testing.assert_close(SSLViews(32, **NEUTRAL)(images, _seeded()), images, atol=5e-6, rtol=0)
 
 
-@pytest.mark.parametrize("option", [{"min_scale": 0.2}, {"jitter": 0.4}, {"grey": 0.5}, {"flip": 0.5}])
+@pytest.mark.parametrize("option", OPTIONS)
 def test_each_option_changes_some_images_each_in_its_own_way(option: dict[str, float]) -> None:
     image = _images(1).expand(64, -1, -1, -1)
     views = SSLViews(32, **(NEUTRAL | option))(image, _seeded())
@@ -143,6 +144,9 @@ def test_shares_of_flipped_grey_and_jittered_images() -> None:
     assert changed(grey=0.2) == pytest.approx(0.2, abs=0.03)
     assert changed(jitter=0.4) == pytest.approx(0.8, abs=0.03)
     assert changed(flip=1.0) == 1.0
+    assert changed(solarise=0.2) == pytest.approx(0.2, abs=0.03)
+    # Of the widths of 0.1 to 2 px, those below 0.23 px leave so small a picture as it is.
+    assert changed(blur=0.5) == pytest.approx(0.5 * (2 - 0.23) / 1.9, abs=0.03)
 
 
 def test_the_generator_decides_everything() -> None:
@@ -157,20 +161,81 @@ def test_the_generator_decides_everything() -> None:
     assert torch.equal(one.get_state(), other.get_state())
 
 
+def test_blur_and_solarisation_leave_what_else_is_drawn_as_it_was() -> None:
+    images = _images(64)
+    plain, more = SSLViews(32)(images, _seeded(1)), SSLViews(32, blur=0.3, solarise=0.1)(images, _seeded(1))
+    same = (plain == more).flatten(1).all(dim=1).float().mean()
+    assert 0.45 < same < 0.8  # 0.7 * 0.9 of the views are neither blurred nor solarised
+
+
+def test_blur_equals_a_slow_weighted_mean() -> None:
+    images = _images(3, 6)
+    sigma = torch.tensor([0.5, 1.0, 2.0])
+    result = blurred(images, sigma, torch.tensor([True, True, False]))
+    for number in (0, 1):
+        for row in range(6):
+            for column in range(6):
+                total, value = 0.0, torch.zeros(3)
+                for y in range(6):
+                    for x in range(6):
+                        distance = (row - y) ** 2 + (column - x) ** 2
+                        weight = math.exp(-distance / (2 * float(sigma[number]) ** 2))
+                        total, value = total + weight, value + weight * images[number, :, y, x]
+                torch.testing.assert_close(result[number, :, row, column], value / total, atol=1e-5, rtol=0)
+    assert torch.equal(result[2], images[2])
+
+
+def test_blur_equals_torchvision_away_from_the_rim() -> None:
+    images = _images(2)
+    reference = v2.functional.gaussian_blur(images, kernel_size=[13, 13], sigma=[1.2, 1.2])
+    result = blurred(images, torch.full((2,), 1.2), torch.ones(2, dtype=torch.bool))
+    torch.testing.assert_close(result[..., 8:-8, 8:-8], reference[..., 8:-8, 8:-8], atol=1e-4, rtol=0)
+    assert result.min() >= images.min() and result.max() <= images.max() + 1e-6
+
+
+def test_solarisation_equals_torchvision() -> None:
+    images = _images()
+    chosen = torch.arange(16) % 2 == 0
+    result = solarised(images, chosen)
+    torch.testing.assert_close(result[chosen], v2.functional.solarize(images[chosen], 0.5))
+    assert torch.equal(result[~chosen], images[~chosen])
+
+
+def test_cutmix_pastes_the_partners_box_and_counts_its_pixels() -> None:
+    images = _images(16)
+    before = images.clone()
+    weights = []
+    for seed in range(200):
+        mixed, partner, weight = cutmix(images, _seeded(seed))
+        assert sorted(partner.tolist()) == list(range(16))
+        foreign = (mixed != images).any(dim=1)[partner != torch.arange(16)]
+        assert torch.equal(foreign, foreign[:1].expand_as(foreign))  # one box for the whole batch
+        assert float(foreign[0].float().mean()) == pytest.approx(1 - weight, abs=1e-6)
+        rows, columns = foreign[0].any(dim=1), foreign[0].any(dim=0)
+        assert torch.equal(foreign[0], rows[:, None] & columns)  # a rectangle
+        assert torch.equal(mixed[:, :, rows][..., columns], images[partner][:, :, rows][..., columns])
+        weights.append(weight)
+    assert 0.45 < min(weights) < 0.55 and max(weights) > 0.97
+    assert torch.equal(images, before)
+    assert torch.equal(cutmix(images, _seeded(3))[0], cutmix(images, _seeded(3))[0])
+
+
 def test_views_stay_in_range_leave_the_images_alone_and_keep_their_type() -> None:
     images = _images(64)
     before = images.clone()
-    views = SSLViews(24, jitter=1.0)(images, _seeded())
+    views = SSLViews(24, jitter=1.0, blur=0.5, solarise=0.5)(images, _seeded())
     assert views.shape == (64, 3, 24, 24) and views.min() >= 0 and views.max() <= 1 and views.isfinite().all()
     assert torch.equal(images, before)
     half = SSLViews(32)(images.bfloat16(), _seeded())
     assert half.dtype == torch.bfloat16
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        under_autocast = SSLViews(32)(images, _seeded())
-    torch.testing.assert_close(under_autocast, SSLViews(32)(images, _seeded()), atol=1e-6, rtol=0)
+        under_autocast = SSLViews(32, blur=0.5)(images, _seeded())
+    torch.testing.assert_close(under_autocast, SSLViews(32, blur=0.5)(images, _seeded()), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("option", [{"min_scale": 0.0}, {"jitter": -0.1}, {"grey": 1.5}, {"flip": math.nan}])
+@pytest.mark.parametrize(
+    "option", [{"min_scale": 0.0}, {"jitter": -0.1}, {"grey": 1.5}, {"flip": math.nan}, {"blur": 2.0}]
+)
 def test_values_out_of_range_are_refused(option: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(option))):
         SSLViews(32, **option)
