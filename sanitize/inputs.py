@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sanitize.data import ImageSet, Trigger, load_images
+from sanitize.data.suspected import load_suspected
 from sanitize.errors import ConfigError
 from sanitize.suspects import Rebuilt, Tensors, architecture_names, read_tensors, rebuild
 from sanitize.tracking import Binding, ModelReference, Store, binding_of
@@ -20,7 +21,7 @@ class Request:
 
     Args:
         model: ``models:/name/1``, ``models:/name@alias``, ``models:/m-...``, ``runs:/id/path``.
-        kind: What the command expects.
+        kind: What the suspect is taken for.
         data: Clean images for the defence.
         probe_data: Labelled images for the linear probe.
         test_data: Labelled images for the evaluation.
@@ -29,10 +30,11 @@ class Request:
         normalization: Name of the normalization.
         image_size: Pixels.
         allow_stubbed: Read pickles that name unknown classes, as inert stubs.
+        suspected: File with the images of `data` that the user guesses to be poisoned.
     """
 
     model: str
-    kind: ModelKind
+    kind: ModelKind | None = None
     data: str | None = None
     probe_data: str | None = None
     test_data: str | None = None
@@ -41,6 +43,7 @@ class Request:
     normalization: str | None = None
     image_size: int | None = None
     allow_stubbed: bool = False
+    suspected: str | Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +77,18 @@ def complete(request: Request, binding: Binding | None) -> Request:
     """Fill what the user left out from the binding record.
 
     Raises:
-        ConfigError: Architecture, normalization or image size is known from neither, or the bound kind is another.
+        ConfigError: Kind, architecture, normalization or image size is known from neither, the bound kind is another,
+            or images are suspected of data that is not named.
     """
     if binding is not None:
-        if binding.kind != request.kind:
+        if request.kind not in (None, binding.kind):
             raise ConfigError(
                 f"{request.model} is bound as {binding.kind}, and {request.kind} was asked for. "
                 f"Bind it anew with `sanitize bind --kind {request.kind}` if that is wrong."
             )
         request = replace(
             request,
+            kind=binding.kind,
             data=request.data or binding.data,
             probe_data=request.probe_data or binding.probe_data,
             test_data=request.test_data or binding.test_data,
@@ -92,6 +97,13 @@ def complete(request: Request, binding: Binding | None) -> Request:
             normalization=request.normalization or binding.normalization,
             image_size=request.image_size or binding.image_size,
         )
+    if request.kind is None:
+        raise ConfigError(
+            f"{request.model}: is it an encoder or a classifier? Say so with `sanitize encoder` or `sanitize "
+            "classifier` (kind= in Python), or bind it to the registered model with `sanitize bind --kind`."
+        )
+    if request.suspected is not None and request.data is None:
+        raise ConfigError(f"--suspected {request.suspected} names images of --data, and there is none.")
     missing = [
         option
         for option, value in (
@@ -126,7 +138,8 @@ def gather(request: Request, store: Store, folder: Path) -> Inputs:
     binding = binding_of(store, reference.name, folder / "binding") if reference.name else None
     options = _options(request)
     request = complete(request, binding)
-    assert request.arch and request.normalization and request.image_size  # complete() has seen to it
+    # complete() has seen to it
+    assert request.kind and request.arch and request.normalization and request.image_size
     normalization = Normalization.named(request.normalization)
     triggers = tuple(Trigger.from_yaml(Path(path)) for path in request.triggers)
     loaded: dict[str, ImageSet | None] = {}
@@ -140,6 +153,8 @@ def gather(request: Request, store: Store, folder: Path) -> Inputs:
             if source
             else None
         )
+    if request.suspected is not None and (data := loaded["data"]) is not None:
+        loaded["data"] = replace(data, suspected=load_suspected(Path(request.suspected), len(data)))
     downloaded = store.download(reference, folder / "suspect")
     tensors = read_tensors(downloaded, allow_stubbed=request.allow_stubbed)
     suspect = rebuild(
@@ -161,6 +176,7 @@ def gather(request: Request, store: Store, folder: Path) -> Inputs:
         options=options,
         fingerprint={
             "model": reference.uri,
+            "kind": request.kind,
             "weights": tensors.sha256,
             "architecture": request.arch,
             "normalization": request.normalization,
@@ -175,6 +191,7 @@ def gather(request: Request, store: Store, folder: Path) -> Inputs:
 def _options(request: Request) -> tuple[tuple[str, str], ...]:
     given = (
         ("--data", request.data),
+        ("--suspected", request.suspected),
         ("--probe-data", request.probe_data),
         ("--test-data", request.test_data),
         *(("--trigger", trigger) for trigger in request.triggers),

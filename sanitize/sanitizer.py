@@ -14,7 +14,7 @@ from sanitize.inputs import Inputs, Request, gather
 from sanitize.purification import Purification
 from sanitize.tracking import RunRecorder, Store, mark_interrupted
 from sanitize.training import Display, Engine
-from sanitize.types import Report
+from sanitize.types import ModelKind, Report
 from sanitize.workdir import DEFAULT_PARENT, Workdir
 
 
@@ -81,20 +81,26 @@ class Sanitizer:
         normalization: str | None = None,
         image_size: int | None = None,
         allow_stubbed: bool = False,
+        kind: ModelKind | None = None,
+        suspected: str | Path | None = None,
     ) -> Report:
-        """Clean an encoder: purify, judge, export, register.
+        """Clean an encoder or a classifier: purify, judge, export, register.
 
         Args:
             model: ``models:/name/1``, ``models:/name@alias``, ``models:/m-...`` or ``runs:/id/path``.
-            data: Clean images for the defence. This and the following are taken from the binding of the registered
+            data: Images for the defence. This and the following are taken from the binding of the registered
                 model where they are left out.
-            probe_data: Labelled images for the linear probe.
+            probe_data: Labelled images for the linear probe of an encoder.
             test_data: Labelled images for the evaluation.
             triggers: Known triggers, for the evaluation only.
             arch: Architecture.
             normalization: Name of the normalization.
             image_size: Pixels.
             allow_stubbed: Read pickles that name unknown classes, as inert stubs.
+            kind: ``encoder`` or ``classifier``; the bound kind, or the only one that the defence works on, when left
+                out.
+            suspected: File with the rows of `data` that are guessed to be poisoned (text, .json or .npy); for
+                defences that use such a guess.
 
         Returns:
             The report; it is also in the work directory and in the MLflow run.
@@ -104,7 +110,8 @@ class Sanitizer:
         """
         request = Request(
             model=model,
-            kind="encoder",
+            kind=kind or self._only_kind,
+            suspected=suspected,
             data=data,
             probe_data=probe_data,
             test_data=test_data,
@@ -137,6 +144,11 @@ class Sanitizer:
                 report = purification.run(store, recorder)
             workdir.finish()
         return report
+
+    @property
+    def _only_kind(self) -> ModelKind | None:
+        """The kind of model that the defence works on, where that is one."""
+        return next(iter(self.defense.kinds)) if len(self.defense.kinds) == 1 else None
 
     def _engine(self, workdir: Workdir) -> Engine:
         return Engine(

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.encoders import Encoders, load_encoders, train_encoders
+from tests.classifiers import Classifiers, load_classifiers, train_classifiers
+from tests.encoders import Encoders, load_encoders, train_encoders, train_references
 
 
 def copied_store(empty: Path, folder: Path) -> str:
@@ -58,6 +59,18 @@ def trained_once(name: str, train: Callable[[Path], None], factory: pytest.TempP
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> Encoders:
     """A clean and a backdoored encoder of digits."""
     return load_encoders(trained_once("encoders", train_encoders, tmp_path_factory))
+
+
+@pytest.fixture(scope="session")
+def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Classifiers:
+    """A clean and a backdoored classifier of digits."""
+    return load_classifiers(trained_once("classifiers", train_classifiers, tmp_path_factory))
+
+
+@pytest.fixture(scope="session")
+def reference_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Checkpoints of five clean encoders of the same architecture."""
+    return sorted(trained_once("references", train_references, tmp_path_factory).glob("*.pth"))
 
 
 @pytest.fixture

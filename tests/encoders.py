@@ -11,6 +11,7 @@ from sanitize.data import ImageSet, Trigger, load_images
 from sanitize.demonstration import Demonstration
 from sanitize.evaluation import EncoderEvaluator
 from sanitize.suspects import Encoder, build, wrap
+from sanitize.trainers import SimCLR
 from sanitize.training import Engine
 from sanitize.types import ModelSpec, Normalization
 
@@ -62,6 +63,19 @@ def train_encoders(folder: Path) -> None:
     partial = folder.with_suffix(".partial")
     partial.mkdir()
     Demonstration(seed=0).train(partial, Engine(device="cpu", seed=0))
+    partial.rename(folder)
+
+
+def train_references(folder: Path) -> None:
+    """Five more clean encoders, trained shortly, of other seeds: `0.pth` to `4.pth`."""
+    partial = folder.with_suffix(".partial")
+    partial.mkdir()
+    for number in range(5):
+        encoder = small_encoder(seed=number + 1)
+        trainer = SimCLR(epochs=6, batch_size=128, learning_rate=0.1, min_crop_scale=0.5, flip=0.0)
+        images = train_images().subset(slice(0, 1000)).without_labels()
+        trainer.train(encoder, images, Engine(device="cpu", seed=number + 1))
+        torch.save(encoder.backbone.state_dict(), partial / f"{number}.pth")
     partial.rename(folder)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
 from sanitize.cli import options
@@ -11,7 +9,7 @@ from sanitize.cli import options
 
 def encoder(
     model: options.Model,
-    method: Annotated[str | None, typer.Option("--method", "-m", help="Defence (`sanitize methods`).")] = None,
+    method: options.Defense = None,
     recipe: options.Recipe = None,
     settings: options.Settings = None,
     data: options.Data = None,
@@ -58,6 +56,7 @@ def encoder(
     )
     report = sanitizer.run(
         model,
+        kind="encoder",
         data=data,
         probe_data=probe_data,
         test_data=test_data,

@@ -10,9 +10,14 @@ import typer
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="models:/name/1, models:/name@alias, models:/m-..., or runs:/id/path.")
 ]
+Defense = Annotated[str | None, typer.Option("--method", "-m", help="Defence (`sanitize methods`).")]
 Data = Annotated[
     str | None,
-    typer.Option("--data", metavar="DATA", help="Clean images for the defence (Parquet, folder, npz, digits, URI)."),
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="Images for the defence, clean ones for most methods (Parquet, folder, npz, digits, URI).",
+    ),
 ]
 ProbeData = Annotated[
     str | None, typer.Option("--probe-data", metavar="DATA", help="Labelled images for the linear probe.")

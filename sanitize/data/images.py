@@ -21,12 +21,14 @@ class ImageSet:
         labels: (N,) int64 class indices, or None for unlabelled data.
         class_names: One name a class, or None.
         uri: Where it came from, as the user named it.
+        suspected: (N,) bool, True where the user guesses that an image is poisoned, or None without a guess.
     """
 
     images: Tensor
     labels: Tensor | None = None
     class_names: tuple[str, ...] | None = None
     uri: str = ""
+    suspected: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
@@ -36,6 +38,13 @@ class ImageSet:
             )
         if self.labels is not None and self.labels.shape != (len(self.images),):
             raise DataError(f"{self.uri or 'this set'} has {len(self.images)} images but {len(self.labels)} labels.")
+        if self.suspected is not None and (
+            self.suspected.dtype != torch.bool or self.suspected.shape != (len(self.images),)
+        ):
+            raise DataError(
+                f"the suspected images of {self.uri or 'this set'} must be bool ({len(self.images)},), "
+                f"got {self.suspected.dtype} {tuple(self.suspected.shape)}."
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -47,16 +56,19 @@ class ImageSet:
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of shape, pixels and labels (hexadecimal)."""
+        """Digest of shape, pixels, and labels and suspected images where there are any (hexadecimal)."""
         digest = hashlib.sha256(f"images {tuple(self.images.shape)} uint8\n".encode())
         digest.update(self.images.contiguous().numpy().tobytes())
         if self.labels is not None:
             digest.update(b"labels int64\n")
             digest.update(self.labels.to(torch.int64).contiguous().numpy().tobytes())
+        if self.suspected is not None:
+            digest.update(b"suspected bool\n")
+            digest.update(self.suspected.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def subset(self, indices: Tensor | slice) -> ImageSet:
-        """The chosen images with their labels.
+        """The chosen images with their labels and the user's guess.
 
         Args:
             indices: (M,) int64 or bool (N,), or a slice of rows.
@@ -67,7 +79,12 @@ class ImageSet:
         images = self.images[indices]
         if not len(images):
             raise DataError(f"a subset of {self.uri or 'this set'} ({len(self)} images) would be empty.")
-        return replace(self, images=images, labels=None if self.labels is None else self.labels[indices])
+        return replace(
+            self,
+            images=images,
+            labels=None if self.labels is None else self.labels[indices],
+            suspected=None if self.suspected is None else self.suspected[indices],
+        )
 
     def require_labels(self, purpose: str) -> Tensor:
         """The labels.

@@ -1,7 +1,19 @@
-"""Measurements of encoders, and the verdict that follows from them; the only room that knows triggers."""
+"""Measurements of networks, and the verdict that follows from them; the only room that knows triggers."""
 
-from sanitize.evaluation.evaluator import EncoderEvaluator, Measurement
-from sanitize.evaluation.judge import Policy, judge_purification
+from sanitize.evaluation.classifiers import ClassifierEvaluator
+from sanitize.evaluation.encoders import EncoderEvaluator
+from sanitize.evaluation.evaluator import Evaluator, Measurement
+from sanitize.evaluation.judge import Policy, judge_purification, judge_scan
 from sanitize.evaluation.probe import LinearProbe, knn_accuracy
 
-__all__ = ["EncoderEvaluator", "LinearProbe", "Measurement", "Policy", "judge_purification", "knn_accuracy"]
+__all__ = [
+    "ClassifierEvaluator",
+    "EncoderEvaluator",
+    "Evaluator",
+    "LinearProbe",
+    "Measurement",
+    "Policy",
+    "judge_purification",
+    "judge_scan",
+    "knn_accuracy",
+]

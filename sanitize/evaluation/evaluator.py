@@ -1,35 +1,34 @@
-"""Before and after: one protocol for every encoder, so that two of them can be compared."""
+"""Before and after: one protocol for every network of a kind, so that two of them can be compared."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from sanitize.data import DeviceImages, ImageSet, Trigger
 from sanitize.errors import DataError
 from sanitize.evaluation import success
-from sanitize.evaluation.probe import LinearProbe, knn_accuracy
+from sanitize.evaluation.probe import LinearProbe
 from sanitize.suspects.networks import Network
 from sanitize.training import Engine
-from sanitize.types import Metrics
+from sanitize.types import Metrics, ModelSpec
 
-LABELLED_METRICS = ("clean_accuracy", "knn_accuracy", "clean_accuracy_old_head")
 TRIGGER_METRICS = ("attack_success_rate", "attack_success_rate_all", "base_rate", "poison_accuracy")
-KNN_TEMPERATURE = 0.1
 
 
 @dataclass
 class Measurement:
-    """What one encoder does.
+    """What one network does.
 
     Args:
         metrics: Name -> value in [0, 1], or None.
         unmeasured: Name -> why it is None.
-        probe: The head that was fitted, or None without labels.
-        features: ``clean`` and ``triggered`` test features (N, D), for pictures.
+        probe: The head that was fitted on an encoder, or None.
+        features: ``clean`` and ``triggered`` outputs (N, D) for the test images, for pictures.
     """
 
     metrics: Metrics
@@ -38,104 +37,117 @@ class Measurement:
     features: dict[str, Tensor] = field(default_factory=dict)
 
 
-class EncoderEvaluator:
-    """Measures encoders on labelled data that no defence sees.
+class Evaluator(ABC):
+    """Measures networks of one kind on labelled data that no defence sees.
 
     Args:
-        probe_data: Labelled images that the probe and the neighbours are taken from.
         test_data: Labelled images that are classified.
-        triggers: The attackers' triggers, where they are known.
+        triggers: The attackers' triggers, where they are known; each with a class or ``next`` as its target.
 
     Raises:
-        DataError: Labels are missing, or a trigger's target is not among the classes.
+        DataError: Labels are missing, a trigger's target is not among the classes, or all images are of it.
     """
 
-    def __init__(
-        self, *, probe_data: ImageSet | None, test_data: ImageSet | None, triggers: Sequence[Trigger] = ()
-    ) -> None:
-        if probe_data is not None:
-            probe_data.require_labels("the linear probe (--probe-data)")
+    trigger_metrics: ClassVar[tuple[str, ...]] = TRIGGER_METRICS
+
+    def __init__(self, *, test_data: ImageSet | None, triggers: Sequence[Trigger] = ()) -> None:
         if test_data is not None:
-            classes = int(test_data.require_labels("the evaluation (--test-data)").max()) + 1
+            labels = test_data.require_labels("the evaluation (--test-data)")
             for trigger in triggers:
-                if not isinstance(trigger.target, int) or not 0 <= trigger.target < classes:
-                    raise DataError(
-                        f"trigger {trigger.name!r} has target {trigger.target}, and the test data has classes "
-                        f"0 to {classes - 1}. Set `target` in its specification."
-                    )
-        self.probe_data = probe_data
+                _check_target(trigger, labels)
         self.test_data = test_data
         self.triggers = tuple(triggers)
 
-    def measure(
-        self,
-        network: Network,
-        engine: Engine,
-        *,
-        old_head: LinearProbe | None = None,
-        suspect_head: tuple[Tensor, Tensor] | None = None,
-    ) -> Measurement:
-        """Measure one encoder with a probe of its own.
+    def check(self, spec: ModelSpec) -> None:
+        """Whether such a network can be measured.
+
+        Raises:
+            DataError: The test images have another size than those that the network takes.
+        """
+        if self.test_data is not None and self.test_data.image_size != spec.image_size:
+            raise DataError(
+                f"the test images have {self.test_data.image_size} px, and the network takes {spec.image_size} px. "
+                "Load them with the network's --image-size."
+            )
+
+    @abstractmethod
+    def measure(self, network: Network, engine: Engine, *, before: Measurement | None = None) -> Measurement:
+        """Measure one network.
 
         Args:
-            network: The encoder.
+            network: Of this evaluator's kind.
             engine: Device and seed.
-            old_head: A probe fitted on another encoder's features, to be shown beside the new one.
-            suspect_head: Weight (C, D) and bias (C,) of the linear head that came with the suspect; tried where its
-                classes are as many as those of the test data.
+            before: What was measured on the suspect, when this is the result: for measures that compare the two.
         """
-        if self.probe_data is None or self.test_data is None:
-            reason = "no labelled images for the probe and the test were given (--probe-data, --test-data)"
-            names = (*LABELLED_METRICS, *TRIGGER_METRICS)
-            return Measurement(dict.fromkeys(names), dict.fromkeys(names, reason))
-        labels, bank_labels = self.test_data.require_labels("evaluation"), self.probe_data.require_labels("the probe")
-        images = DeviceImages(self.test_data, engine.device)
-        bank_images = DeviceImages(self.probe_data, engine.device)
-        bank = engine.forward(network, bank_images.pixels, len(bank_images))
-        clean = engine.forward(network, images.pixels, len(images))
-        probe = LinearProbe.fit(bank, bank_labels)
-        predicted = probe.predict(clean)
-        metrics: Metrics = {
-            "clean_accuracy": success.clean_accuracy(predicted, labels),
-            "knn_accuracy": knn_accuracy(clean, labels, bank, bank_labels, temperature=KNN_TEMPERATURE),
-            "clean_accuracy_old_head": success.clean_accuracy((old_head or probe).predict(clean), labels),
-        }
-        if suspect_head is not None and len(suspect_head[0]) == int(labels.max()) + 1:
-            logits = torch.nn.functional.linear(clean, *suspect_head)
-            metrics["suspect_head_accuracy"] = success.clean_accuracy(logits.argmax(dim=1), labels)
-        measurement = Measurement(metrics, {}, probe, {"clean": clean})
-        if not self.triggers:
-            metrics |= dict.fromkeys(TRIGGER_METRICS)
-            measurement.unmeasured = dict.fromkeys(TRIGGER_METRICS, "no trigger is known (--trigger)")
-            return measurement
+
+    def _try_triggers(
+        self,
+        measurement: Measurement,
+        network: Network,
+        images: DeviceImages,
+        predicted: Tensor,
+        predict: Callable[[Tensor], Tensor],
+        engine: Engine,
+    ) -> None:
+        """Add the measures of each trigger; the worst one counts.
+
+        Args:
+            measurement: Gets them.
+            network: What is measured.
+            images: The test images.
+            predicted: Classes (N,) of the images without a trigger.
+            predict: Outputs of the network (N, D) -> classes (N,).
+            engine: Device and seed.
+        """
+        if not self.triggers or images.labels is None:
+            measurement.metrics |= dict.fromkeys(self.trigger_metrics)
+            measurement.unmeasured |= dict.fromkeys(self.trigger_metrics, "no trigger is known (--trigger)")
+            return
+        labels = images.labels.cpu()
         rows = []
         for trigger in self.triggers:
-            shown = self._triggered_features(network, images, trigger, engine)
-            measurement.features.setdefault("triggered", shown)
-            row = _trigger_metrics(probe.predict(shown), predicted, labels, trigger)
+            outputs = _triggered_outputs(network, images, trigger, engine)
+            measurement.features.setdefault("triggered", outputs)
+            row = _trigger_metrics(predict(outputs), predicted, labels, trigger)
             rows.append(row)
             if len(self.triggers) > 1:
-                metrics |= {f"{name}/{trigger.name}": value for name, value in row.items()}
+                measurement.metrics |= {f"{name}/{trigger.name}": value for name, value in row.items()}
         worst = max(rows, key=lambda row: row["attack_success_rate"])
-        metrics |= worst
-        return measurement
+        measurement.metrics |= worst
 
-    @staticmethod
-    def _triggered_features(network: Network, images: DeviceImages, trigger: Trigger, engine: Engine) -> Tensor:
-        generator = engine.generator(f"evaluation/{trigger.name}")
 
-        def pixels(indices: Tensor) -> Tensor:
-            return trigger.apply(images.pixels(indices), generator)
+def _check_target(trigger: Trigger, labels: Tensor) -> None:
+    classes = int(labels.max()) + 1
+    if trigger.target == "next":
+        return
+    if not isinstance(trigger.target, int) or not 0 <= trigger.target < classes:
+        raise DataError(
+            f"trigger {trigger.name!r} has target {trigger.target}, and the test data has classes "
+            f"0 to {classes - 1}. Set `target` in its specification."
+        )
+    if bool((labels == trigger.target).all()):
+        raise DataError(
+            f"every test image is of the target class {trigger.target} of trigger {trigger.name!r}: no success rate "
+            "can be measured. Give --test-data with other classes, too."
+        )
 
-        return engine.forward(network, pixels, len(images))
+
+def _triggered_outputs(network: Network, images: DeviceImages, trigger: Trigger, engine: Engine) -> Tensor:
+    generator = engine.generator(f"evaluation/{trigger.name}")
+
+    def pixels(indices: Tensor) -> Tensor:
+        return trigger.apply(images.pixels(indices), generator)
+
+    return engine.forward(network, pixels, len(images))
 
 
 def _trigger_metrics(triggered: Tensor, clean: Tensor, labels: Tensor, trigger: Trigger) -> dict[str, float]:
     target = trigger.target
-    assert isinstance(target, int)  # checked in the constructor
+    assert target is not None  # checked in the constructor
+    wanted = success.wanted_classes(labels, target, classes=int(labels.max()) + 1)
     return {
-        "attack_success_rate": success.attack_success_rate(triggered, labels, target),
-        "attack_success_rate_all": success.attack_success_rate_all(triggered, target),
-        "base_rate": success.base_rate(clean, labels, target),
+        "attack_success_rate": success.attack_success_rate(triggered, labels, wanted),
+        "attack_success_rate_all": success.attack_success_rate_all(triggered, wanted),
+        "base_rate": success.base_rate(clean, labels, wanted),
         "poison_accuracy": success.poison_accuracy(triggered, labels),
     }

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from pydantic import BaseModel, ConfigDict, Field
 
-from sanitize.types import Metrics, Verdict
+from sanitize.types import Finding, Metrics, ModelKind, Severity, Verdict
 
 
 class Policy(BaseModel):
-    """Thresholds of a verdict on a purified encoder."""
+    """Thresholds of a verdict on a purified network."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -18,10 +20,16 @@ class Policy(BaseModel):
     established_attack_success_rate: float = Field(
         0.5, ge=0, le=1, description="a trigger below this on the suspect shows nothing by being absent later"
     )
+    false_alarm_rate: float = Field(
+        0.05, gt=0, lt=1, description="of a scan: share of clean models that may be called suspicious"
+    )
+    minimum_references: int = Field(
+        5, ge=2, description="of a scan: with fewer clean references its numbers settle nothing"
+    )
 
 
 def judge_purification(
-    before: Metrics, after: Metrics, *, destroyed: str | None, policy: Policy
+    before: Metrics, after: Metrics, *, destroyed: str | None, policy: Policy, kind: ModelKind = "encoder"
 ) -> tuple[Verdict, list[str]]:
     """Verdict on the result of a purification.
 
@@ -33,6 +41,7 @@ def judge_purification(
         after: Metrics of the result.
         destroyed: Why the defence stopped itself, or None.
         policy: Thresholds.
+        kind: Of the network; it decides what is to be given where something was not measured.
 
     Returns:
         Verdict and at least one reason.
@@ -48,9 +57,8 @@ def judge_purification(
         failures.append(destroyed)
     accuracy, kept_accuracy = before.get("clean_accuracy"), after.get("clean_accuracy")
     if accuracy is None or kept_accuracy is None:
-        open_questions.append(
-            "clean accuracy was not measured; give labelled images with --probe-data and --test-data to settle it"
-        )
+        options = "--probe-data and --test-data" if kind == "encoder" else "--test-data"
+        open_questions.append(f"clean accuracy was not measured; give labelled images with {options} to settle it")
     else:
         text = f"clean accuracy {accuracy:.1%} before, {kept_accuracy:.1%} after (allowed loss "
         text += f"{policy.maximum_clean_accuracy_loss:.1%})"
@@ -78,3 +86,44 @@ def judge_purification(
     if open_questions:
         return Verdict.INCONCLUSIVE, open_questions + kept
     return Verdict.PASS, kept
+
+
+def judge_scan(
+    chances: Mapping[str, float], references: int, artifact_findings: Sequence[Finding], policy: Policy
+) -> tuple[Verdict, list[str]]:
+    """Verdict on a model that was only looked at.
+
+    Args:
+        chances: Measure -> chance that a clean model is at least as extreme (see `sanitize.functional.null`).
+        references: How many clean models that rests on.
+        artifact_findings: What the model's files would have done.
+        policy: False-alarm rate, shared evenly by the measures (Bonferroni), and the smallest number of references.
+
+    Returns:
+        Verdict and at least one reason.
+
+    Example:
+        >>> judge_scan({"pattern_size": 0.0001}, 8, [], Policy())[0]
+        <Verdict.FAIL: 'fail'>
+    """
+    failures = [finding.message for finding in artifact_findings if finding.severity is Severity.ERROR]
+    limit = policy.false_alarm_rate / max(1, len(chances))
+    told = f"{references} clean references, at a false-alarm rate of {policy.false_alarm_rate:.0%}"
+    if references >= policy.minimum_references:
+        failures += [
+            f"{name} is out of line with {told}: a clean model is that extreme with chance {chance:.2g}"
+            for name, chance in chances.items()
+            if chance < limit
+        ]
+    if failures:
+        return Verdict.FAIL, failures
+    if references < policy.minimum_references:
+        return Verdict.INCONCLUSIVE, [
+            f"{references} clean references were given, and {policy.minimum_references} are needed to say what clean "
+            "models of this architecture look like; give more with --reference"
+        ]
+    smallest = min(chances.values())
+    return Verdict.PASS, [
+        f"no evidence of a backdoor in {len(chances)} measures, judged by {told} (smallest chance {smallest:.2g}, "
+        f"alarm below {limit:.2g}); backdoors that leave these measures alone are not seen"
+    ]

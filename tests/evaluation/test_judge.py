@@ -50,6 +50,13 @@ def test_what_was_not_measured_never_passes(missing, settles):
     assert settles in reasons[0]
 
 
+def test_only_options_that_the_kind_has_are_asked_for():
+    missing = {"clean_accuracy": None}
+    reasons = judge_purification(missing, missing, destroyed=None, policy=Policy(), kind="classifier")[1]
+    assert "--test-data" in reasons[0]
+    assert "--probe-data" not in reasons[0]
+
+
 def test_the_canary_alone_never_passes():
     metrics = {"canary_success_rate": 0.9, "clean_similarity": 1.0}
     cleaned = {"canary_success_rate": 0.0, "clean_similarity": 0.99}

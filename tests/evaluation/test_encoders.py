@@ -1,11 +1,11 @@
-"""The evaluator: what is given is measured, what is not is null with a reason."""
+"""The evaluator of encoders: what is given is measured, what is not is null with a reason."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from sanitize.data import PatchTrigger
+from sanitize.data import PatchTrigger, load_images
 from sanitize.errors import DataError
 from sanitize.evaluation import EncoderEvaluator
 from sanitize.training import Engine
@@ -14,9 +14,9 @@ from tests.encoders import small_encoder, test_images, train_images
 PATCH = PatchTrigger(patch=torch.ones(3, 4, 4), target=3, name="white")
 
 
-def measured(triggers=(), **options):
-    evaluator = EncoderEvaluator(probe_data=train_images(), test_data=test_images(), triggers=triggers)
-    return evaluator.measure(small_encoder(), Engine(device="cpu"), **options)
+def measured(triggers=(), seed: int = 0, before=None, **options):
+    evaluator = EncoderEvaluator(probe_data=train_images(), test_data=test_images(), triggers=triggers, **options)
+    return evaluator.measure(small_encoder(seed), Engine(device="cpu"), before=before)
 
 
 def test_without_data_everything_is_null_with_a_reason():
@@ -39,6 +39,24 @@ def test_several_triggers_are_shown_each_and_the_worst_counts():
     assert metrics["attack_success_rate"] == max(rates)
 
 
+def test_all_to_all_counts_each_images_next_class():
+    trigger = PatchTrigger(patch=torch.ones(3, 4, 4), target="next", position="bottom-right", name="all")
+    result, labels = measured([trigger]), test_images().labels
+    predicted = result.probe.predict(result.features["triggered"])
+    hits = [int(guess) == (int(label) + 1) % 10 for guess, label in zip(predicted, labels, strict=True)]
+    assert result.metrics["attack_success_rate"] == pytest.approx(sum(hits) / len(hits))
+    assert result.metrics["attack_success_rate_all"] == result.metrics["attack_success_rate"]
+
+
+def test_the_probe_of_another_encoder_is_tried_too():
+    before = measured()
+    assert before.metrics["clean_accuracy_old_head"] == before.metrics["clean_accuracy"]
+    after = measured(seed=1, before=before)
+    expected = float((before.probe.predict(after.features["clean"]) == test_images().labels).float().mean())
+    assert after.metrics["clean_accuracy_old_head"] == pytest.approx(expected)
+    assert after.metrics["clean_accuracy_old_head"] < after.metrics["clean_accuracy"]
+
+
 def test_a_head_of_the_suspect_is_tried_where_its_classes_fit():
     features = measured().features["clean"]
     fitting = (torch.randn(10, features.shape[1]), torch.zeros(10))
@@ -58,6 +76,18 @@ def test_a_target_that_is_no_class_is_refused(target):
         )
 
 
+def test_test_images_of_the_target_class_only_are_refused():
+    data = test_images()
+    with pytest.raises(DataError, match="every test image is of the target class 3"):
+        EncoderEvaluator(probe_data=None, test_data=data.subset(data.labels == 3), triggers=[PATCH])
+
+
 def test_unlabelled_probe_data_is_refused():
     with pytest.raises(DataError, match="--probe-data"):
         EncoderEvaluator(probe_data=train_images().without_labels(), test_data=test_images())
+
+
+def test_images_of_another_size_are_refused():
+    evaluator = EncoderEvaluator(probe_data=None, test_data=load_images("digits#1400:", image_size=16))
+    with pytest.raises(DataError, match="16 px"):
+        evaluator.check(small_encoder().spec)

@@ -1,0 +1,80 @@
+"""`sanitize classifier`: remove an unknown backdoor from a classifier in the registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sanitize.cli import options
+
+
+def classifier(
+    model: options.Model,
+    method: options.Defense = None,
+    recipe: options.Recipe = None,
+    settings: options.Settings = None,
+    data: options.Data = None,
+    suspected: Annotated[
+        Path | None,
+        typer.Option(
+            "--suspected",
+            metavar="FILE",
+            help="Rows of the data that you guess to be poisoned (text, .json, .npy), for methods that take a guess.",
+        ),
+    ] = None,
+    test_data: options.TestData = None,
+    trigger: options.Triggers = None,
+    arch: options.Arch = None,
+    normalization: options.Normalization = None,
+    image_size: options.ImageSize = None,
+    allow_stubbed: options.AllowStubbed = False,
+    device: options.Device = "auto",
+    precision: options.Precision = "32-true",
+    strategy: options.Strategy = "auto",
+    seed: options.Seed = 0,
+    tracking_uri: options.TrackingUri = None,
+    format: options.Format = "table",
+    output: options.Output = None,
+    workdir: options.WorkdirOption = None,
+    resume: options.Resume = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Remove an unknown backdoor from a classifier, register the result, export it to ONNX.
+
+    The suspect's files are never executed. Data, architecture, normalization and image size that are left out are
+    those bound to the registered model (`sanitize bind`).
+    """
+    from sanitize.cli.output import check_outputs, emit
+    from sanitize.recipes import configure
+    from sanitize.sanitizer import Sanitizer
+    from sanitize.training import Display
+
+    check_outputs(format, output)
+    sanitizer = Sanitizer(
+        defense=configure(method, recipe=recipe, settings=settings or []),
+        device=device,
+        precision=precision,
+        strategy=strategy,
+        seed=seed,
+        tracking_uri=tracking_uri,
+        workdir=workdir,
+        resume=resume,
+        display=Display(quiet=quiet),
+    )
+    report = sanitizer.run(
+        model,
+        kind="classifier",
+        data=data,
+        suspected=suspected,
+        test_data=test_data,
+        triggers=trigger or (),
+        arch=arch,
+        normalization=normalization,
+        image_size=image_size,
+        allow_stubbed=allow_stubbed,
+    )
+    emit(report, format, output)
+    raise typer.Exit(report.verdict.exit_code)

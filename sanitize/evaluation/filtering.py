@@ -1,0 +1,98 @@
+"""How well poisoned images were found, where it is known which they are; and the verdict on a data set."""
+
+from __future__ import annotations
+
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from sanitize.detection.base import Scores, Split
+from sanitize.evaluation.evaluator import Measurement
+from sanitize.types import Verdict
+
+TRUTH_METRICS = ("auroc", "recall", "precision", "false_alarm_rate", "poison_share", "remaining_poison_share")
+
+
+def measure_filtering(scores: Scores, removed: Tensor, poisoned: Tensor | None) -> Measurement:
+    """Measures of a removal; all that needs the truth is None without it.
+
+    Args:
+        scores: Of the images; higher is more suspicious.
+        removed: (N,) bool.
+        poisoned: (N,) bool, the truth; None where it is not known. Evaluation only.
+
+    Returns:
+        ``removed_share`` of all images; ``auroc`` of the scores; ``recall``, removed share of the poisoned images;
+        ``precision``, poisoned share of the removed ones; ``false_alarm_rate``, removed share of the others;
+        ``poison_share`` of the data as it was, and ``remaining_poison_share`` of what is left.
+
+    Example:
+        >>> import torch
+        >>> scores = Scores(torch.tensor([0.1, 0.2, 0.9, 0.8]))
+        >>> measure_filtering(scores, scores.values > 0.85, scores.values > 0.5).metrics["recall"]
+        0.5
+    """
+    measured = Measurement({"removed_share": float(removed.double().mean())}, {})
+    if poisoned is None:
+        reason = "which images are poisoned is not known; --truth tells it, in a drill"
+        measured.metrics |= dict.fromkeys(TRUTH_METRICS)
+        measured.unmeasured |= dict.fromkeys(TRUTH_METRICS, reason)
+        return measured
+    caught = int((removed & poisoned).sum())
+    bad, good = int(poisoned.sum()), int((~poisoned).sum())
+    metrics, unmeasured = measured.metrics, measured.unmeasured
+    metrics["poison_share"] = bad / len(poisoned)
+    if bad and good:
+        metrics["auroc"] = float(roc_auc_score(poisoned.numpy(), scores.values.numpy()))
+    else:
+        metrics["auroc"], unmeasured["auroc"] = None, "it takes poisoned and clean images"
+    for name, part, whole, lacking in (
+        ("recall", caught, bad, "no image is poisoned"),
+        ("precision", caught, int(removed.sum()), "no image was removed"),
+        ("remaining_poison_share", bad - caught, int((~removed).sum()), "no image is left"),
+        ("false_alarm_rate", int((removed & ~poisoned).sum()), good, "every image is poisoned"),
+    ):
+        metrics[name] = part / whole if whole else None
+        if not whole:
+            unmeasured[name] = lacking
+    return measured
+
+
+def judge_data(split: Split, poisoned: Tensor | None) -> tuple[Verdict, list[str]]:
+    """Verdict on a data set.
+
+    `fail` where poison was found and removed, or where the truth knows of some that was not found. That nothing was
+    found is no `pass` by itself: a detector whose power against this data is not known may have missed it.
+
+    Args:
+        split: The detector's decision.
+        poisoned: (N,) bool, the truth; None where it is not known.
+
+    Returns:
+        Verdict and at least one reason.
+
+    Example:
+        >>> import torch
+        >>> nothing = torch.zeros(4, dtype=torch.bool)
+        >>> judge_data(Split(~nothing, nothing, False, "one group"), None)[0]
+        <Verdict.INCONCLUSIVE: 'inconclusive'>
+    """
+    count, total = int(split.poisoned.sum()), len(split.poisoned)
+    if count:
+        reasons = [f"{count} of {total} images were taken for poisoned and removed", split.reason]
+        if poisoned is not None:
+            left = int((poisoned & ~split.poisoned).sum())
+            reasons.append(f"by the truth that was given, {left} of {int(poisoned.sum())} poisoned images are left")
+        return Verdict.FAIL, reasons
+    reasons = ["nothing was removed", split.reason]
+    if poisoned is None:
+        reasons.append(
+            "that nothing was found settles it only where the detector is known to find what could be there; "
+            "a drill on data like these (`sanitize attack`, then --truth) would show that"
+        )
+        return Verdict.INCONCLUSIVE, reasons
+    missed = int(poisoned.sum())
+    reasons.append(f"by the truth that was given, {missed} of {total} images are poisoned")
+    return (Verdict.FAIL if missed else Verdict.PASS), reasons
+
+
+__all__ = ["TRUTH_METRICS", "judge_data", "measure_filtering"]
