@@ -1,0 +1,255 @@
+"""UAU beyond the table: each option changes something, an interrupted run resumes to the same bits, bad input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sanitize.data import ImageSet
+from sanitize.defenses.uau import UAU
+from sanitize.errors import ConfigError, DataError, TrainingError
+from sanitize.suspects import untrained
+from sanitize.training import Engine, NullRecorder
+from tests.encoders import defender_images as all_images
+from tests.encoders import small_encoder
+
+SHORT = {
+    "rounds": 3, "search_steps": 2, "unlearn_steps": 2, "batch_size": 16, "evidence_steps": 1,
+    "minimum_clean_similarity": -1.0,
+}  # fmt: skip
+
+
+def defender_images() -> ImageSet:
+    """As few as are allowed, for speed."""
+    return all_images().subset(slice(0, 64))
+
+
+def weights(network: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([value.flatten().double() for value in network.state_dict().values()])
+
+
+def purified(seed: int = 0, **options):
+    return UAU(**SHORT | options).purify(small_encoder(), defender_images(), Engine(device="cpu", seed=seed))
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return purified()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"rounds": 2},
+        {"families": "pattern"},
+        {"search_steps": 3},
+        {"unlearn_steps": 3},
+        {"batch_size": 8},
+        {"pool_size": 1},
+        {"bound": 0.3},
+        {"learning_rate": 0.02},
+        {"momentum": 0.5},
+        {"weight_decay": 0.1},
+        {"clip_norm": 0.001},
+        {"consistency_weight": 3.0},
+        {"unlearn_weight": 2.0},
+        {"centred": True},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_every_option_changes_the_result(option, reference):
+    assert not torch.equal(weights(purified(**option).network), weights(reference.network))
+
+
+def test_the_table_of_options_is_complete():
+    tested = {
+        key
+        for mark in test_every_option_changes_the_result.pytestmark
+        if mark.name == "parametrize"
+        for option in mark.args[1]
+        for key in option
+    }
+    assert tested | {"minimum_clean_similarity", "evidence_steps", "layer"} == set(UAU.model_fields)
+
+
+def test_longer_searches_measure_something_else_and_change_nothing(reference):
+    longer = purified(evidence_steps=3)
+    assert torch.equal(weights(longer.network), weights(reference.network))
+    assert longer.before["collapse_perturbation"] != reference.before["collapse_perturbation"]
+
+
+def test_same_seed_same_bits_other_seed_other_bits(reference):
+    again = purified()
+    assert torch.equal(weights(again.network), weights(reference.network))
+    assert again.after == reference.after
+    assert not torch.equal(weights(purified(seed=1).network), weights(reference.network))
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Killer(NullRecorder):
+    """Dies when an epoch is reported."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def metrics(self, stage, values, step):
+        if step == self.epoch:
+            raise Interrupted
+
+
+@pytest.mark.parametrize("epoch", [1, 8])  # before and after the pool is full
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, epoch):
+    method = UAU(**SHORT | {"rounds": 10, "search_steps": 1, "unlearn_steps": 1, "batch_size": 8})
+    suspect, data = small_encoder(), defender_images()
+    whole = method.purify(suspect, data, Engine(device="cpu"))
+    with pytest.raises(Interrupted):
+        method.purify(suspect, data, Engine(device="cpu", checkpoints=tmp_path, recorder=Killer(epoch)))
+    torch.manual_seed(99)  # the global generator must not matter
+    resumed = method.purify(suspect, data, Engine(device="cpu", checkpoints=tmp_path, resume=True))
+    assert torch.equal(weights(resumed.network), weights(whole.network))
+    assert resumed.history["unlearn"].epochs == whole.history["unlearn"].epochs
+    assert resumed.before == whole.before
+    assert resumed.after == whole.after
+
+
+def test_the_suspect_is_left_unchanged():
+    suspect = small_encoder()
+    before = weights(suspect)
+    UAU(**SHORT).purify(suspect, defender_images(), Engine(device="cpu"))
+    assert torch.equal(weights(suspect), before)
+    assert all(parameter.grad is None for parameter in suspect.parameters())
+
+
+def test_families_take_turns():
+    """A run of perturbations alone repeats the first round of both, and not the second."""
+    both, perturbation, pattern = (
+        [epoch["collapse"] for epoch in purified(families=families, rounds=2).history["unlearn"].epochs]
+        for families in ("both", "perturbation", "pattern")
+    )
+    assert both[0] == perturbation[0] != pattern[0]
+    assert both[1] != perturbation[1]
+
+
+def test_measures_and_pictures_are_there(reference):
+    for measures in (reference.before, reference.after):
+        assert set(measures) == {"collapse_perturbation", "collapse_pattern", "pattern_size", "clean_similarity"}
+        assert all(-1 <= value <= 1 for value in measures.values())
+    names = {f"{name}-{when}" for name in ("perturbation", "pattern", "mask") for when in ("before", "after")}
+    assert set(reference.pictures) == names
+    for picture in reference.pictures.values():
+        assert picture.shape == (3, 32, 32)
+        assert 0 <= float(picture.min()) <= float(picture.max()) <= 1
+    assert [set(epoch) for epoch in reference.history["unlearn"].epochs] == [
+        {"loss", "consistency", "restoration", "collapse", "clean_similarity"}
+    ] * 3
+
+
+def test_the_guard_stops_a_destroyed_network_with_a_reason():
+    result = purified(learning_rate=1.0, clip_norm=1e6, minimum_clean_similarity=0.95, rounds=20)
+    assert result.destroyed is not None
+    assert "learning_rate" in result.destroyed
+    assert len(result.history["unlearn"].epochs) < 20
+
+
+def classifier():
+    return untrained("small-cnn", kind="classifier", image_size=32, normalization="half", classes=10)
+
+
+def test_the_consistency_weight_that_is_left_out_depends_on_the_kind(reference):
+    assert torch.equal(weights(purified(consistency_weight=1.0).network), weights(reference.network))
+    left_out, ten = (
+        UAU(**SHORT, consistency_weight=weight).purify(classifier(), defender_images(), Engine(device="cpu")).network
+        for weight in (None, 10.0)
+    )
+    assert torch.equal(weights(left_out), weights(ten))
+
+
+def test_a_classifier_is_examined_at_its_logits_or_before_its_head():
+    suspect = classifier()
+    results = {
+        layer: UAU(**SHORT, layer=layer).purify(suspect, defender_images(), Engine(device="cpu")).network
+        for layer in ("output", "features")
+    }
+    before = suspect.state_dict()
+    changed = {
+        layer: {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+        for layer, network in results.items()
+    }
+    head = {"backbone.fc.weight", "backbone.fc.bias"}
+    assert head <= set(before)
+    assert changed["output"] & head
+    assert not changed["features"] & head
+    assert changed["features"]
+    shape = results["features"](torch.rand(2, 3, 32, 32)).shape
+    assert shape == (2, 10)
+
+
+class Noise(torch.nn.Module):
+    """Features that any change of the image throws anywhere: nothing makes them collapse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(16))
+
+    def forward(self, images):
+        place = torch.arange(1.0, images[0].numel() + 1)
+        phase = 1e4 * (images.flatten(1) * place.sin()).sum(dim=1, keepdim=True)
+        return self.scale * torch.sin(phase * torch.arange(1.0, 17))
+
+
+def test_a_search_that_finds_nothing_is_a_result_and_a_finding():
+    suspect = small_encoder()
+    suspect.backbone = Noise()
+    result = UAU(**SHORT).purify(suspect, defender_images(), Engine(device="cpu"))
+    assert max(result.before["collapse_perturbation"], result.before["collapse_pattern"]) < 0.5
+    assert [finding.rule for finding in result.findings] == ["uau-nothing-found"]
+    assert result.findings[0].evidence == {
+        name: value for name, value in result.before.items() if name != "clean_similarity"
+    }
+
+
+def test_too_few_images():
+    data = defender_images()
+    with pytest.raises(DataError, match="at least 64"):
+        UAU().check("encoder", ImageSet(images=data.images[:63]))
+
+
+def test_no_data():
+    with pytest.raises(DataError, match="--data"):
+        UAU().check("encoder", None)
+
+
+def test_constant_features_are_refused():
+    suspect = small_encoder()
+    for parameter in suspect.parameters():
+        parameter.data.zero_()
+    with pytest.raises(DataError, match="constant"):
+        UAU(**SHORT).purify(suspect, defender_images(), Engine(device="cpu"))
+
+
+def test_a_network_that_gives_nan_for_changed_images_is_an_error():
+    class Sick(torch.nn.Module):
+        """Real images of digits have only 17 levels of grey."""
+
+        def __init__(self, healthy):
+            super().__init__()
+            self.healthy, self.clean = healthy, None
+
+        def forward(self, images):
+            if self.clean is None:
+                self.clean = images.flatten(1).mean(dim=1)
+            known = torch.isin(images.flatten(1).mean(dim=1), self.clean)
+            return self.healthy(images).where(known[:, None], float("nan"))
+
+    suspect = small_encoder()
+    suspect.backbone = Sick(suspect.backbone)
+    with pytest.raises(TrainingError, match="NaN twice"):
+        UAU(**SHORT).purify(suspect, defender_images(), Engine(device="cpu"))
+
+
+def test_an_unknown_family_is_refused():
+    with pytest.raises(ConfigError, match="families"):
+        UAU(families="warp")
