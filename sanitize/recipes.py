@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sanitize.defenses import Defense, defense_named
 from sanitize.errors import ConfigError
+from sanitize.method import Method
 from sanitize.types import did_you_mean
+
+AnyMethod = TypeVar("AnyMethod", bound=Method)
 
 
 class Recipe(BaseModel):
     """One recipe.
 
     Args:
-        method: Name of the defence.
+        method: Name of the defence, training or attack.
         summary: What data scale it is for, in a sentence.
-        parameters: Hyperparameters, by the defence's names.
+        parameters: Hyperparameters, by the method's names.
         reasons: Why a parameter differs from the paper's, by parameter.
     """
 
@@ -63,8 +66,38 @@ def load_recipe(name: str) -> Recipe:
         raise ConfigError(f"recipe {path}: {detail}") from error
 
 
-def configure(method: str | None, *, recipe: str | None = None, settings: Sequence[str] = ()) -> Defense:
-    """Make a defence from its name, a recipe and ``key=value`` settings, the last one winning.
+@overload
+def configure(method: str | None, *, recipe: str | None = None, settings: Sequence[str] = ()) -> Defense: ...
+
+
+@overload
+def configure(
+    method: str | None,
+    *,
+    recipe: str | None = None,
+    settings: Sequence[str] = (),
+    named: Callable[[str], type[AnyMethod]],
+    option: str = "--set",
+) -> AnyMethod: ...
+
+
+def configure(
+    method: str | None,
+    *,
+    recipe: str | None = None,
+    settings: Sequence[str] = (),
+    named: Callable[[str], type[Method]] = defense_named,
+    option: str = "--set",
+) -> Method:
+    """Make a method from its name, a recipe and ``key=value`` settings, the last one winning.
+
+    Args:
+        method: Its name; that of the recipe when left out.
+        recipe: Name or path of a recipe.
+        settings: ``key=value``; the value is read as YAML.
+        named: Finds the class by its name: that of a defence when left out, else `sanitize.trainers.trainer_named` or
+            `sanitize.attacks.attack_named`.
+        option: What the settings are called on the command line, for messages.
 
     Raises:
         ConfigError: Unknown method, recipe or key, a value out of range, or a recipe for another method.
@@ -81,12 +114,17 @@ def configure(method: str | None, *, recipe: str | None = None, settings: Sequen
         method, values = loaded.method, dict(loaded.parameters)
     if method is None:
         raise ConfigError("name a method with --method, or a recipe with --recipe.")
+    return named(method)(**values | _parsed(settings, option))
+
+
+def _parsed(settings: Sequence[str], option: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     for setting in settings:
         key, separator, text = setting.partition("=")
         if not separator or not key.strip():
-            raise ConfigError(f"--set {setting!r}: write key=value, for example --set epochs=5.")
+            raise ConfigError(f"{option} {setting!r}: write key=value, for example {option} epochs=5.")
         try:
             values[key.strip()] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {setting!r}: {text!r} is not a value ({error}).") from error
-    return defense_named(method)(**values)
+            raise ConfigError(f"{option} {setting!r}: {text!r} is not a value ({error}).") from error
+    return values

@@ -4,23 +4,42 @@ from __future__ import annotations
 
 import pytest
 
+from sanitize.attacks import ATTACKS, CTRL, attack_named
 from sanitize.defenses import DEFENSES
+from sanitize.detection import DETECTORS
 from sanitize.errors import ConfigError
 from sanitize.recipes import configure, load_recipe, recipe_names
+from sanitize.trainers import TRAINERS, SimCLR, trainer_named
+
+METHODS = {**DEFENSES, **DETECTORS, **TRAINERS, **ATTACKS}
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_shipped_recipe_configures_its_method(name):
     recipe = load_recipe(name)
-    defense = configure(None, recipe=name)
+    made = configure(None, recipe=name, named=METHODS.__getitem__)
     for key, value in recipe.parameters.items():
-        assert getattr(defense, key) == value
+        assert getattr(made, key) == value
     assert set(recipe.reasons) <= set(recipe.parameters)
 
 
 @pytest.mark.parametrize("method", sorted(DEFENSES))
 def test_every_method_has_a_recipe(method):
     assert method in {load_recipe(name).method for name in recipe_names()}
+
+
+def test_no_two_methods_have_the_same_name():
+    assert len(METHODS) == len(DEFENSES) + len(DETECTORS) + len(TRAINERS) + len(ATTACKS)
+
+
+def test_trainings_and_attacks_are_configured_alike():
+    made = configure("simclr", recipe="simclr-small", settings=["epochs=3"], named=trainer_named)
+    assert made == SimCLR(**load_recipe("simclr-small").parameters | {"epochs": 3})
+    assert configure("ctrl", settings=["selection=first"], named=attack_named) == CTRL(selection="first")
+    with pytest.raises(ConfigError, match="Did you mean simclr"):
+        configure("simcl", named=trainer_named)
+    with pytest.raises(ConfigError, match="--train-set 'epochs'"):
+        configure("simclr", settings=["epochs"], named=trainer_named, option="--train-set")
 
 
 def test_settings_win_over_the_recipe():

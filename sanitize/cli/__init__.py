@@ -11,14 +11,29 @@ from typing import Annotated, Any
 
 import typer
 
-from sanitize.cli import bind, demo, doctor, encoder, intake, methods, recipes, verify
+from sanitize.cli import (
+    attack,
+    attacks,
+    bind,
+    classifier,
+    dataset,
+    demo,
+    doctor,
+    encoder,
+    intake,
+    methods,
+    recipes,
+    scan,
+    train,
+    verify,
+)
 from sanitize.errors import SanitizeError
 
 EXIT_ERROR = 2
 
 app = typer.Typer(
     name="sanitize",
-    help="Find and remove backdoors in image encoders, from an MLflow registry and back into it.",
+    help="Find and remove backdoors in image encoders and classifiers, from an MLflow registry and back into it.",
     epilog="Exit codes: 0 pass, 1 fail, 2 error, 3 inconclusive. Start with `sanitize demo`.",
     no_args_is_help=True,
     add_completion=False,
@@ -78,8 +93,14 @@ def _paragraph(error: BaseException, *, resumable: bool) -> str:
 _COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
     "encoder": encoder.encoder,
+    "classifier": classifier.classifier,
+    "dataset": dataset.dataset,
+    "train": train.train,
+    "attack": attack.attack,
+    "attacks": attacks.attacks,
     "intake": intake.intake,
     "bind": bind.bind,
+    "scan": scan.scan,
     "verify": verify.verify,
     "methods": methods.methods,
     "recipes": recipes.recipes,

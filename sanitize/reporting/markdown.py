@@ -48,9 +48,10 @@ def markdown(report: Report) -> str:
 
 def description(report: Report) -> str:
     """The short form for the description of a registered version: verdict, reasons, before and after."""
+    origin = "Trained on" if "trained" in report.subject else "Cleaned from"
     parts = [
         f"**Verdict: {report.verdict.value}.** {wording.HEADLINES[report.verdict]}",
-        f"Cleaned from {_text(report.subject.get('uri', ''))} with method {_text(report.defense.get('name', ''))}.",
+        f"{origin} {_text(report.subject.get('uri', ''))} with method {_text(report.defense.get('name', ''))}.",
         _bullets(report.reasons),
         _measures(report),
         _bullets(f"Not measured: {title}: {reason}" for title, reason in wording.unmeasured(report)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sanitize.types import Report, Verdict
@@ -74,9 +74,10 @@ def rows(report: Report) -> list[Row]:
     before, after = report.metrics.get("before", {}), report.metrics.get("after", {})
     keys = dict.fromkeys([*before, *after])
     order = {key: position for position, key in enumerate(METRIC_TITLES)}
-    return [
+    listed = [
         _row(key, before.get(key), after.get(key)) for key in sorted(keys, key=lambda key: order.get(key, len(order)))
     ]
+    return listed if before else [replace(row, before="") for row in listed]  # a training has no before
 
 
 def _row(key: str, before: float | None, after: float | None) -> Row:
@@ -125,7 +126,7 @@ def outputs(report: Report) -> list[tuple[str, str]]:
     """What was written and where, as (title, value); what is missing is left out."""
     known = {key: report.outputs[key] for key in OUTPUT_TITLES if key in report.outputs}
     return [
-        (output_title(key), plain(value))
+        ("Trained model" if key == "model_uri" and "trained" in report.subject else output_title(key), plain(value))
         for key, value in {**known, **report.outputs}.items()
         if value not in (None, "", [], {}) and key not in _OWN_PLACE
     ]

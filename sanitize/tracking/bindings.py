@@ -34,7 +34,7 @@ NAME_TAG = "sanitize.bound_model"
 RECORD_FILE = "binding.json"
 _NOT_A_PATH = re.compile(r"(digits($|#)|torchvision:|runs:/|models:/)")
 _ROWS = re.compile(r"#(~\d+|[-\d]*:[-\d]*(:[-\d]*)?)$")  # the row selection that a DATA argument may end with
-_PICTURE_KEYS = ("image", "pattern", "mask")
+_FILE_KEYS = ("image", "pattern", "mask", "weights")  # of a trigger, that may name a file
 
 
 class Binding(BaseModel):
@@ -226,7 +226,7 @@ def _collect(file: Path, folder: Path) -> dict[str, Any]:
     own_name = file.absolute().parent.name if file.stem == "trigger" else file.stem
     trigger = {"name": own_name, **trigger}  # what the name would be, had the file stayed where it was
     folder.mkdir(parents=True)
-    for key in _PICTURE_KEYS:
+    for key in _FILE_KEYS:
         value = trigger.get(key)
         if isinstance(value, str) and (file.parent / value).is_file():
             picture = Path(value)

@@ -1,0 +1,81 @@
+"""`sanitize train`: train a network from scratch and register it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sanitize.cli import options
+
+
+def train(
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Training images (Parquet, folder, npz, digits, torchvision:, URI).")
+    ],
+    register: Annotated[
+        str, typer.Option("--register", metavar="NAME", help="Registered model that gets the new version.")
+    ],
+    arch: Annotated[
+        str, typer.Option("--arch", metavar="NAME", help="Built-in or torchvision name, or your file.py:function.")
+    ],
+    normalization: Annotated[
+        str, typer.Option("--normalization", metavar="NAME", help="none, half, cifar10, cifar100, imagenet.")
+    ],
+    image_size: Annotated[int, typer.Option("--image-size", min=4, metavar="PX", help="Side of the images.")],
+    method: Annotated[str | None, typer.Option("--method", "-m", help="Training (`sanitize methods`).")] = None,
+    recipe: options.Recipe = None,
+    settings: options.Settings = None,
+    probe_data: options.ProbeData = None,
+    test_data: options.TestData = None,
+    trigger: options.Triggers = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "32-true",
+    strategy: options.Strategy = "auto",
+    seed: options.Seed = 0,
+    tracking_uri: options.TrackingUri = None,
+    format: options.Format = "table",
+    output: options.Output = None,
+    workdir: options.WorkdirOption = None,
+    resume: options.Resume = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Train an encoder or a classifier from scratch, judge it, export it to ONNX, and register it.
+
+    Data, architecture, normalization and image size are bound to the registered model, so that `sanitize encoder` or
+    `sanitize classifier` can examine it without further options.
+    """
+    from sanitize.cli.output import check_outputs, emit
+    from sanitize.recipes import configure
+    from sanitize.trainers import trainer_named
+    from sanitize.training import Display
+    from sanitize.training_inputs import TrainingRequest
+    from sanitize.training_job import TrainingJob
+
+    check_outputs(format, output)
+    job = TrainingJob(
+        configure(method, recipe=recipe, settings=settings or [], named=trainer_named),
+        device=device,
+        precision=precision,
+        strategy=strategy,
+        seed=seed,
+        tracking_uri=tracking_uri,
+        workdir=workdir,
+        resume=resume,
+        display=Display(quiet=quiet),
+    )
+    report = job.run(
+        TrainingRequest(
+            data=data,
+            register=register,
+            arch=arch,
+            normalization=normalization,
+            image_size=image_size,
+            probe_data=probe_data,
+            test_data=test_data,
+            triggers=trigger or (),
+        )
+    )
+    emit(report, format, output)
+    raise typer.Exit(report.verdict.exit_code)

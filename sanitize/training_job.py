@@ -1,0 +1,268 @@
+"""Training from scratch as a job: data in, a registered and bound network out, judged like every other result."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from sanitize.data import ImageSet
+from sanitize.environment import environment, tool
+from sanitize.evaluation import Measurement, Policy
+from sanitize.publication import Publication, described_data, described_method, record_settings
+from sanitize.reporting.figures import losses, picture
+from sanitize.tracking import Binding, RunRecorder, Store, bind, mark_interrupted
+from sanitize.trainers import Trained, Trainer, trainer_named
+from sanitize.training import Display, Engine
+from sanitize.training_inputs import TrainingInputs, TrainingRequest, gather_training
+from sanitize.types import RESIZE_RULE, Metrics, Report, Verdict
+from sanitize.workdir import DEFAULT_PARENT, Workdir
+
+Value = TypeVar("Value")
+
+
+class TrainingJob:
+    """Trains a network from scratch, judges and exports it, and registers it with what is needed to examine it.
+
+    Args:
+        trainer: A name (`sanitize methods` lists them), or an instance with its hyperparameters.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        precision: A Lightning Fabric precision, for example ``bf16-mixed``.
+        strategy: A Lightning Fabric strategy.
+        seed: Source of all randomness.
+        tracking_uri: MLflow; its own default when left out.
+        workdir: Checkpoints and results of the job; a folder below ``.sanitize`` when left out.
+        resume: Continue the interrupted job in the work directory.
+        policy: Thresholds of the verdict.
+        display: Shows progress; silent when left out.
+
+    Example:
+        >>> TrainingJob("supervised", seed=1).trainer.name
+        'supervised'
+    """
+
+    def __init__(
+        self,
+        trainer: str | Trainer,
+        *,
+        device: str = "auto",
+        precision: str = "32-true",
+        strategy: str = "auto",
+        seed: int = 0,
+        tracking_uri: str | None = None,
+        workdir: str | Path | None = None,
+        resume: bool = False,
+        policy: Policy | None = None,
+        display: Display | None = None,
+    ) -> None:
+        self.trainer = trainer_named(trainer)() if isinstance(trainer, str) else trainer
+        self.device = device
+        self.precision = precision
+        self.strategy = strategy
+        self.seed = seed
+        self.tracking_uri = tracking_uri
+        self.workdir = Path(workdir) if workdir else None
+        self.resume = resume
+        self.policy = policy or Policy()
+        self.display = display or Display(quiet=True)
+
+    def run(self, request: TrainingRequest) -> Report:
+        """Train, judge, export, register, bind.
+
+        Returns:
+            The report, whose subject is the data; it is also in the work directory and in the MLflow run.
+
+        Raises:
+            SanitizeError: Something is missing, unfit or out of reach. Nothing is registered then.
+        """
+        slug = re.sub(r"[^A-Za-z0-9.]+", "-", f"{request.register}-{self.trainer.name}").strip("-")
+        with Workdir(self.workdir or Path(DEFAULT_PARENT) / slug, resume=self.resume) as workdir:
+            engine = Engine(
+                device=self.device,
+                precision=self.precision,
+                strategy=self.strategy,
+                seed=self.seed,
+                checkpoints=workdir.checkpoints,
+                resume=self.resume,
+                display=self.display,
+            )
+            store = Store(self.tracking_uri)
+            inputs = gather_training(request, self.trainer, seed=self.seed, store=store, folder=workdir.quarantine)
+            fingerprint = inputs.fingerprint | {
+                "method": repr(self.trainer),
+                "policy": repr(self.policy),
+                "seed": str(self.seed),
+                "precision": self.precision,
+            }
+            if finished := workdir.finished_report(fingerprint):
+                self.display.say(f"This job is finished already; its report is {finished}.")
+                return Report.from_dict(json.loads(finished.read_text()))
+            run_id = workdir.begin(fingerprint)
+            if workdir.interrupted_run:
+                mark_interrupted(store, workdir.interrupted_run)
+                self.display.say("The unfinished job in the work directory is dropped; --resume would continue it.")
+            with RunRecorder(store, name=f"{self.trainer.name} {request.register}", run_id=run_id) as recorder:
+                workdir.remember_run(recorder.run_id)
+                engine.recorder = recorder
+                report = self._train(request, inputs, engine, store, recorder, workdir)
+            workdir.finish()
+        return report
+
+    def _train(
+        self,
+        request: TrainingRequest,
+        inputs: TrainingInputs,
+        engine: Engine,
+        store: Store,
+        recorder: RunRecorder,
+        workdir: Workdir,
+    ) -> Report:
+        trainer = self.trainer
+        record_settings(
+            recorder,
+            trainer,
+            seed=self.seed,
+            inputs={"train": inputs.data, "probe": inputs.probe_data, "test": inputs.test_data},
+        )
+        started = time.perf_counter()
+        trained = trainer.train(inputs.network, inputs.data, engine, monitor=inputs.monitor)
+        timings = {"train": round(time.perf_counter() - started, 3)}
+        started = time.perf_counter()
+        with recorder.stage("evaluate-after"):
+            measured = inputs.evaluator.measure(trained.network, engine)
+        timings["evaluate-after"] = round(time.perf_counter() - started, 3)
+        report = self._report(request, inputs, trained, measured, engine)
+        report.timings = timings
+        publication = Publication(
+            store=store,
+            recorder=recorder,
+            workdir=workdir,
+            reference=inputs.reference,
+            subject_sha256=inputs.data.sha256,
+            method=trainer.name,
+            policy=self.policy.name,
+            name=request.register,
+        )
+        report = publication.publish(trained.network.cpu().eval(), report)
+        bind(store, request.register, self._binding(request, inputs), [Path(path) for path in request.triggers])
+        return report
+
+    def _binding(self, request: TrainingRequest, inputs: TrainingInputs) -> Binding:
+        return Binding(
+            data=inputs.reference.uri,
+            probe_data=request.probe_data or (inputs.reference.uri if inputs.probe_data else None),
+            test_data=request.test_data,
+            architecture=request.arch,
+            normalization=request.normalization,
+            image_size=request.image_size,
+            kind=self.trainer.kind,
+        )
+
+    def _report(
+        self, request: TrainingRequest, inputs: TrainingInputs, trained: Trained, measured: Measurement, engine: Engine
+    ) -> Report:
+        verdict, reasons = judge_training(measured.metrics, inputs.test_data, self.policy)
+        spec = inputs.network.spec
+        figures = [losses({stage: history.epochs for stage, history in trained.history.items()})]
+        figures += [
+            picture(name, image, f"{name.replace('-', ' ').capitalize()} found by the training")
+            for name, image in trained.pictures.items()
+        ]
+        return Report(
+            tool=tool(),
+            subject={
+                "uri": inputs.reference.uri,
+                "kind": "data set",
+                "sha256": inputs.data.sha256,
+                "trained": {
+                    "kind": spec.kind,
+                    "architecture": spec.architecture,
+                    "normalization": spec.normalization.name,
+                    "image_size": spec.image_size,
+                    "resize": RESIZE_RULE,
+                    "output_size": spec.output_size,
+                },
+            },
+            defense=described_method(self.trainer, self.policy),
+            data=described_data(
+                inputs.data, probe_data=inputs.probe_data, test_data=inputs.test_data, triggers=inputs.triggers
+            ),
+            verdict=verdict,
+            reasons=reasons,
+            findings=list(trained.findings),
+            metrics={"before": {}, "after": trained.metrics | _of_one_network(measured.metrics)},
+            unmeasured=_of_one_network(measured.unmeasured),
+            outputs={"command": self._command(request)},
+            throughput={f"{stage} images/s": history.images_per_second for stage, history in trained.history.items()},
+            seed=self.seed,
+            environment=environment() | engine.settings,
+            figures=tuple(figures),
+        )
+
+    def _command(self, request: TrainingRequest) -> str:
+        given = [
+            ("--method", self.trainer.name),
+            *(("--set", f"{name}={value}") for name, value in self.trainer.model_dump(exclude_defaults=True).items()),
+            ("--arch", request.arch),
+            ("--normalization", request.normalization),
+            ("--image-size", request.image_size),
+            ("--probe-data", request.probe_data),
+            ("--test-data", request.test_data),
+            *(("--trigger", trigger) for trigger in request.triggers),
+            ("--register", request.register),
+            ("--seed", self.seed),
+        ]
+        options = [f"{option} {shlex.quote(str(value))}" for option, value in given if value is not None]
+        return " ".join(["sanitize train", shlex.quote(request.data), *options])
+
+
+def _of_one_network(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Without the measures that compare a network with an earlier one."""
+    return {name: value for name, value in values.items() if not name.endswith("_old_head")}
+
+
+def judge_training(metrics: Metrics, test_data: ImageSet | None, policy: Policy) -> tuple[Verdict, list[str]]:
+    """Verdict on a network that was trained on data that others may have poisoned.
+
+    Args:
+        metrics: Of the trained network.
+        test_data: What they were measured on.
+        policy: Thresholds.
+
+    Returns:
+        Verdict and at least one reason.
+
+    Example:
+        >>> judge_training({}, None, Policy())[0]
+        <Verdict.INCONCLUSIVE: 'inconclusive'>
+    """
+    failures: list[str] = []
+    open_questions: list[str] = []
+    kept: list[str] = []
+    accuracy, success = metrics.get("clean_accuracy"), metrics.get("attack_success_rate")
+    if accuracy is None or test_data is None:
+        open_questions.append("clean accuracy was not measured; give labelled images with --test-data to settle it")
+    else:
+        counts = torch.bincount(test_data.require_labels("the evaluation"))
+        chance = float(counts.max()) / len(test_data)
+        text = f"clean accuracy {accuracy:.1%} (the largest class has {chance:.1%})"
+        (kept if accuracy > chance else failures).append(text)
+    if success is None:
+        open_questions.append(
+            "no trigger was tried on the trained network, and training on data that others made may plant one; "
+            "a known trigger (--trigger, with --test-data) would settle it"
+        )
+    else:
+        text = f"attack success rate {success:.1%} (allowed {policy.maximum_attack_success_rate:.1%})"
+        (failures if success > policy.maximum_attack_success_rate else kept).append(text)
+    if failures:
+        return Verdict.FAIL, failures + open_questions + kept
+    if open_questions:
+        return Verdict.INCONCLUSIVE, open_questions + kept
+    return Verdict.PASS, kept
