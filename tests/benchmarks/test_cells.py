@@ -1,0 +1,161 @@
+"""The machinery of benchmarks: cells run once, pieces continue, tables show what was measured and what was not."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from benchmarks.bmaiu import TABLES
+from benchmarks.cells import EXPERIMENT, Cell, run_cells
+from benchmarks.lab import Lab
+from benchmarks.pieces import time_limit
+from benchmarks.profiles import DIGITS, SMALL, Profile, profile_named
+from benchmarks.shards import SHARD_BYTES, pack, unpack
+from benchmarks.tables import write_table
+from benchmarks.uau import PARTS, kinds_of_trigger
+from sanitize.errors import ConfigError, DataError
+
+METRICS = {"clean_accuracy": "BA", "attack_success_rate": "ASR"}
+
+
+def lab(folder, seed=0) -> Lab:
+    return Lab(DIGITS, folder, seed=seed, device="cpu")
+
+
+def cell(row="a", **measured) -> Cell:
+    return Cell(row, "none", lambda _: measured, {"clean_accuracy": 0.9})
+
+
+def test_a_cell_runs_once_and_is_an_mlflow_run(tmp_path, store_uri):
+    calls = []
+
+    def measure(lab):
+        calls.append(lab.seed)
+        return {"clean_accuracy": 0.5, "attack_success_rate": None}
+
+    for _ in range(2):
+        run_cells("study", [Cell("a", "none", measure)], lab(tmp_path), tracking_uri=store_uri)
+    run_cells("study", [Cell("a", "none", measure)], lab(tmp_path, seed=1), tracking_uri=store_uri)
+    assert calls == [0, 1]
+    record = json.loads((tmp_path / "results/study-digits/a--none--seed0.json").read_text())
+    assert record["ours"] == {"clean_accuracy": 0.5, "attack_success_rate": None}
+    assert {"commit", "hardware", "torch", "date", "minutes", "seed", "profile"} <= record.keys()
+    client = MlflowClient(store_uri)
+    runs = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
+    assert runs[0].data.metrics == {"ours/clean_accuracy": 0.5}
+
+
+def test_a_failed_cell_leaves_no_result(tmp_path, store_uri):
+    def fail(lab):
+        raise ConfigError("no")
+
+    with pytest.raises(ConfigError):
+        run_cells("study", [Cell("a", "none", fail)], lab(tmp_path), tracking_uri=store_uri)
+    assert not list(tmp_path.glob("results/**/*.json"))
+
+
+def test_the_table_tells_measured_from_not_measured_and_not_established(tmp_path, store_uri):
+    cells = [
+        cell("taken", clean_accuracy=0.8, attack_success_rate=0.02, suspect_attack_success_rate=0.97),
+        cell("weak", clean_accuracy=0.8, attack_success_rate=None, suspect_attack_success_rate=0.2),
+    ]
+    run_cells("study", cells, lab(tmp_path), tracking_uri=store_uri)
+    run_cells("study", cells[:1], lab(tmp_path, seed=1), tracking_uri=store_uri)
+    page = tmp_path / "page.md"
+    folder = tmp_path / "results/study-digits"
+    write_table(page, "Title", "Preface.", [*cells, cell("later")], folder, METRICS, percent=True)
+    rows = [line for line in page.read_text().splitlines() if line.startswith("| ")][1:]
+    assert rows[0].startswith("| taken | none | 90.0 / n. m. | 80.0 / 2.0 | 0, 1 |")
+    assert rows[1].startswith("| weak | none | 90.0 / n. m. | 80.0 / n. m. (attack not established) | 0 |")
+    assert rows[2].startswith("| later | none | 90.0 / n. m. | not run | - |")
+
+
+def test_a_network_is_made_once_and_comes_back_the_same(tmp_path):
+    made = []
+
+    def make(engine):
+        made.append(1)
+        return lab(tmp_path).untrained("small-cnn"), list(kinds_of_trigger(32).values())
+
+    first = lab(tmp_path).keep("x", {"a": 1}, make)
+    again = lab(tmp_path).keep("x", {"a": 1}, make)
+    assert len(made) == 1
+    lab(tmp_path).keep("x", {"a": 2}, make)
+    assert len(made) == 2
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(first.network(images), again.network(images))
+    for kind, trigger in zip(kinds_of_trigger(32).values(), again.triggers, strict=True):
+        assert trigger.target == kind.target
+        assert (trigger.apply(images) - kind.apply(images)).abs().max() < 0.01
+
+
+def test_a_piece_ends_after_its_minutes(capsys):
+    started = time.perf_counter()
+    with time_limit(0.2 / 60):
+        while time.perf_counter() - started < 5:
+            time.sleep(0.01)
+    assert time.perf_counter() - started < 2
+    assert "again to continue" in capsys.readouterr().out
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_the_work_folder_travels_as_small_files(tmp_path, half):
+    work = tmp_path / "work"
+    (work / "checkpoints").mkdir(parents=True)
+    noise = torch.rand(6_000_000, generator=torch.Generator().manual_seed(0))  # 24 MB, incompressible
+    torch.save({"network": {"w": noise}, "steps": 3}, work / "checkpoints" / "a.ckpt")
+    (work / "results.json").write_text("{}")
+    (work / "mlflow.db").write_text("stays")
+    shards = pack(work, tmp_path / "shards", half=half)
+    assert all(path.stat().st_size <= SHARD_BYTES for path in shards)
+    assert len(shards) == (1 if half else 2)
+    unpack(tmp_path / "shards", tmp_path / "again")
+    state = torch.load(tmp_path / "again/checkpoints/a.ckpt", weights_only=True)
+    assert state["steps"] == 3
+    assert torch.equal(state["network"]["w"].float(), noise.half().float() if half else noise)
+    assert not (tmp_path / "again" / "mlflow.db").exists()
+
+
+def test_published_values_were_copied_rightly():
+    """Column means of the paper's Table 3 (average row) and of Table 5 (mean row), as far as they agree in print."""
+    cells = TABLES["3"].cells()
+
+    def mean(column, metric):
+        values = [cell.paper[metric] for cell in cells if cell.column == column]
+        assert len(values) == 8
+        return 100 * sum(values) / 8
+
+    for column, rate, kept in [
+        ("none", 68.87, 23.86),
+        ("clp", 18.74, 47.44),
+        ("i-bau", 1.08, 56.17),
+        ("ssl-cleanse", 31.26, 40.34),
+        ("bmaiu", 9.05, 64.36),
+    ]:
+        assert mean(column, "attack_success_rate") == pytest.approx(rate, abs=0.02)
+        assert mean(column, "poison_accuracy") == pytest.approx(kept, abs=0.02)
+    for cell_, rate in zip(TABLES["5"].cells(), [89.63, 76.71, 10.39, 13.40, 11.42], strict=False):
+        rates = [value for name, value in cell_.paper.items() if name.endswith("attack_success_rate_all")]
+        assert 100 * sum(rates) / 10 == pytest.approx(rate, abs=0.02)
+
+
+def test_every_study_names_its_cells_once():
+    for study in (*TABLES.values(), *PARTS.values()):
+        names = [(cell.row, cell.column) for cell in study.cells()]
+        assert len(names) == len(set(names)), study.name
+
+
+def test_wrong_profile_and_missing_data(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="paper, small, digits"):
+        profile_named("tiny")
+    monkeypatch.setenv("SANITIZE_DATA", str(tmp_path))
+    with pytest.raises(DataError, match="SANITIZE_DATA"):
+        SMALL.images("train")
+    assert isinstance(profile_named("digits"), Profile)
