@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sanitize.data import ImageSet, PatchTrigger, Trigger, load_images
-    from sanitize.defenses import BMAIU, Defense
+    from sanitize.defenses import BMAIU, DBR, UAU, Defense
     from sanitize.errors import (
         ArchitectureError,
         ArtifactError,
@@ -40,6 +40,7 @@ _HOMES = {
     "BMAIU": "sanitize.defenses",
     "Classifier": "sanitize.suspects",
     "ConfigError": "sanitize.errors",
+    "DBR": "sanitize.defenses",
     "DataError": "sanitize.errors",
     "Defense": "sanitize.defenses",
     "Encoder": "sanitize.suspects",
@@ -54,6 +55,7 @@ _HOMES = {
     "TrackingError": "sanitize.errors",
     "TrainingError": "sanitize.errors",
     "Trigger": "sanitize.data",
+    "UAU": "sanitize.defenses",
     "UnsafeArtifactError": "sanitize.errors",
     "Verdict": "sanitize.types",
     "WorkdirError": "sanitize.errors",
@@ -63,6 +65,8 @@ _HOMES = {
 
 __all__ = [
     "BMAIU",
+    "DBR",
+    "UAU",
     "ArchitectureError",
     "ArtifactError",
     "Classifier",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -59,24 +59,30 @@ class Defense(Method):
     kinds: ClassVar[frozenset[ModelKind]]
     needs: ClassVar[frozenset[Need]]
     minimum_images: ClassVar[int] = 1
+    takes_suspected: ClassVar[bool] = False
+    """Whether a guess of which images are poisoned (`ImageSet.suspected`) is used."""
 
-    def check(self, kind: ModelKind, data: ImageSet | None) -> ImageSet:
+    def check(self, kind: ModelKind, data: ImageSet | None) -> ImageSet | None:
         """Whether the needs are met.
 
         Returns:
-            The data, never None.
+            The data; None only where none were given and the method needs no images.
 
         Raises:
-            ConfigError: The method is not for this kind of model.
+            ConfigError: The method is not for this kind of model, or has no use for a guess that was given.
             DataError: Images or labels are missing, or too few.
         """
         if kind not in self.kinds:
             raise ConfigError(f"{self.name} works on {' and '.join(sorted(self.kinds))}s, and this is a {kind}.")
         if data is None:
+            if Need.IMAGES not in self.needs:
+                return None
             raise DataError(
                 f"{self.name} needs {', '.join(sorted(self.needs - {Need.MODEL}))}. "
                 "Give --data, or bind data to the registered model with `sanitize bind`."
             )
+        if data.suspected is not None and not self.takes_suspected:
+            raise ConfigError(f"{self.name} has no use for suspected images; leave out --suspected, or use d-br.")
         if Need.LABELS in self.needs:
             data.require_labels(self.name)
         if len(data) < self.minimum_images:
@@ -88,12 +94,13 @@ class Purifier(Defense):
     """A defence that gives back a cleaned network."""
 
     @abstractmethod
-    def purify(self, network: Network, data: ImageSet, engine: Engine) -> Purified:
+    def purify(self, network: Network, data: Any, engine: Engine) -> Purified:
         """Clean a network.
 
         Args:
             network: The suspect; left unchanged.
-            data: Clean images (and labels, if the method needs them).
+            data: `ImageSet` of clean images (with labels, if the method needs them); None is possible only for a method
+                that needs no images.
             engine: Device, seed, checkpoints, recorder.
         """
 

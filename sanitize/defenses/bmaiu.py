@@ -86,6 +86,7 @@ class BMAIU(Purifier):
     separation_weight: float = Field(
         1.0, ge=0, description="u3: and not like the reference set", json_schema_extra={"paper": "moderate"}
     )
+    consistency_weight: float = Field(1.0, ge=0, description="weight of L0: clean images look as in the anchor")
     canary_size: int | None = Field(
         None, ge=1, description="side of the canary in px; 4 at 32 px, 16 at 224 px when left out"
     )
@@ -137,22 +138,7 @@ class BMAIU(Purifier):
                 implanted, before, before, history, {"canary": canary.patch}, destroyed=history["implant"].stopped
             )
 
-        cleaned = copy.deepcopy(implanted)
-        if self.anchor == "f1":
-            anchor = engine.forward(implanted, images.pixels, len(images)).to(engine.device)
-
-        def unlearn(module: nn.Module, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-            clean, triggered, pushed = self._features(module, images, indices, canary, reference, generator)
-            return unlearn_losses(
-                anchor[indices],
-                clean,
-                triggered,
-                pushed,
-                unlearn_weight=self.unlearn_weight,
-                separation_weight=self.separation_weight,
-            )
-
-        history["unlearn"] = self._fit("unlearn", cleaned, unlearn, len(images), engine, guard)
+        cleaned, history["unlearn"] = self.unlearn(implanted, images, canary, reference, engine, suspect_features)
         return Purified(
             cleaned,
             before,
@@ -161,6 +147,45 @@ class BMAIU(Purifier):
             {"canary": canary.patch},
             destroyed=history["unlearn"].stopped,
         )
+
+    def unlearn(
+        self,
+        implanted: Network,
+        images: DeviceImages,
+        canary: PatchTrigger,
+        reference: Tensor,
+        engine: Engine,
+        suspect_features: Tensor,
+    ) -> tuple[Network, History]:
+        """Stage 2 alone: a copy of the network that ignores a known trigger.
+
+        Args:
+            implanted: f1, which carries it; left unchanged.
+            images: Clean images.
+            canary: The known trigger.
+            reference: Indices (R,) of the images that it pulls features onto.
+            engine: Device, seed, checkpoints.
+            suspect_features: f0 of all images (N, D): what the guard (and anchor f0) compare with.
+        """
+        cleaned = copy.deepcopy(implanted)
+        anchor = suspect_features.to(engine.device)
+        if self.anchor == "f1":
+            anchor = engine.forward(implanted, images.pixels, len(images)).to(engine.device)
+
+        def loss(module: nn.Module, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+            clean, triggered, pushed = self._features(module, images, indices, canary, reference, generator)
+            return unlearn_losses(
+                anchor[indices],
+                clean,
+                triggered,
+                pushed,
+                unlearn_weight=self.unlearn_weight,
+                separation_weight=self.separation_weight,
+                consistency_weight=self.consistency_weight,
+            )
+
+        guard = self._guard(suspect_features, images, engine)
+        return cleaned, self._fit("unlearn", cleaned, loss, len(images), engine, guard)
 
     def _canary(self, image_size: int, generator: torch.Generator) -> PatchTrigger:
         size = self.canary_size or max(4, image_size // 14)
@@ -208,7 +233,7 @@ class BMAIU(Purifier):
     ) -> History:
         weight = 1 + self.effectiveness_weight
         if stage == "unlearn":
-            weight = 1 + self.unlearn_weight + self.separation_weight
+            weight = self.consistency_weight + self.unlearn_weight + self.separation_weight
         return engine.fit(
             stage,
             network,

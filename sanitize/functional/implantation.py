@@ -42,8 +42,9 @@ def unlearn_losses(
     *,
     unlearn_weight: float,
     separation_weight: float,
+    consistency_weight: float = 1.0,
 ) -> dict[str, Tensor]:
-    """Stage 2: ``L_unlearn = L0 + u2 L1 + u3 L2`` (eq. 4 to 6).
+    """Stage 2: ``L_unlearn = L0 + u2 L1 + u3 L2`` (eq. 4 to 6); Table 8 leaves out one of the three.
 
     Args:
         anchor: f1(c), features (N, D) of clean images in the network that carries the canary, frozen.
@@ -52,6 +53,7 @@ def unlearn_losses(
         reference: f2(r), images of the reference set.
         unlearn_weight: u2, weight of "a triggered image looks like its own clean image".
         separation_weight: u3, weight of "and not like the reference set".
+        consistency_weight: Weight of "clean images look as before", 1 in the paper.
 
     Returns:
         ``consistency`` (L0), ``restoration`` (L1), ``separation`` (L2), each in [-1, 1], and the weighted sum ``loss``.
@@ -60,7 +62,7 @@ def unlearn_losses(
     restoration = -mean_similarity(anchor, triggered)
     separation = mean_similarity(triggered, reference)
     return {
-        "loss": consistency + unlearn_weight * restoration + separation_weight * separation,
+        "loss": consistency_weight * consistency + unlearn_weight * restoration + separation_weight * separation,
         "consistency": consistency,
         "restoration": restoration,
         "separation": separation,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -41,6 +43,7 @@ def reference() -> torch.Tensor:
         {"effectiveness_weight": 3.0},
         {"unlearn_weight": 2.0},
         {"separation_weight": 5.0},
+        {"consistency_weight": 4.0},
         {"canary_size": 9},
         {"clusters": 3},
         {"reference_share": 0.1},
@@ -107,6 +110,13 @@ def test_too_few_images():
 def test_a_classifier_is_refused():
     with pytest.raises(ConfigError, match="works on encoders"):
         BMAIU().check("classifier", defender_images())
+
+
+def test_a_guess_that_nobody_uses_is_refused():
+    data = defender_images()
+    guess = replace(data, suspected=torch.arange(len(data)) < 3)
+    with pytest.raises(ConfigError, match="no use for suspected"):
+        BMAIU().check("encoder", guess)
 
 
 def test_no_data():
