@@ -10,27 +10,18 @@ from pathlib import Path
 import pytest
 import typer
 
-from sanitize import BMAIU
 from sanitize.cli import app
+from sanitize.defenses import DEFENSES
 from sanitize.types import Verdict
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS = typer.main.get_command(app).commands
-DOCTESTED = [
-    "sanitize.data.batches",
-    "sanitize.data.images",
-    "sanitize.data.triggers.patch",
-    "sanitize.evaluation.judge",
-    "sanitize.evaluation.success",
-    "sanitize.functional.clusters",
-    "sanitize.functional.implantation",
-    "sanitize.functional.similarity",
-    "sanitize.recipes",
-    "sanitize.suspects.architectures",
-    "sanitize.training.engine",
-    "sanitize.types",
-]
+DOCTESTED = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in (ROOT / "sanitize").rglob("*.py")
+    if "    >>> " in path.read_text()
+)
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _PROSE = re.compile(r"`sanitize ([a-z][^`]*)`")
@@ -122,11 +113,12 @@ def test_commands_were_found_at_all():
     assert {command for page in PAGES for command, _ in invocations(page)} >= {"demo", "encoder", "intake", "bind"}
 
 
-def test_the_parameter_table_is_that_of_the_code():
-    documented = table(ROOT / "docs/methods/bmaiu.md", "parameter")
+@pytest.mark.parametrize("method", sorted(DEFENSES))
+def test_the_parameter_table_is_that_of_the_code(method):
+    documented = table(ROOT / f"docs/methods/{method}.md", "parameter")
     assert documented == [
         [f"`{name}`", str(item["value"]), str(item["paper"]), item["description"]]
-        for name, item in BMAIU().parameters().items()
+        for name, item in DEFENSES[method]().parameters().items()
     ]
 
 
