@@ -182,7 +182,7 @@ def gather(request: Request, store: Store, folder: Path) -> Inputs:
             "normalization": request.normalization,
             "image size": str(request.image_size),
             "triggers": " ".join(trigger.sha256 for trigger in triggers),
-            "architecture code": _code_digest(request.arch),
+            "architecture code": code_digest(request.arch),
             **digests,
         },
     )
@@ -202,7 +202,7 @@ def _options(request: Request) -> tuple[tuple[str, str], ...]:
     return tuple((option, str(value)) for option, value in given if value is not None)
 
 
-def _code_digest(architecture: str) -> str:
+def code_digest(architecture: str) -> str:
     """Digest of the defender's own architecture file; empty for a built-in or torchvision name."""
     file, separator, _ = architecture.rpartition(".py:")
     return hashlib.sha256(Path(f"{file}.py").expanduser().read_bytes()).hexdigest() if separator else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from sanitize.data import ImageSet, Trigger, load_images
 from sanitize.errors import ConfigError, DataError
 from sanitize.evaluation import ClassifierEvaluator, EncoderEvaluator, Evaluator
+from sanitize.inputs import code_digest
 from sanitize.rehearsal import rehearse
 from sanitize.suspects import Network, untrained
 from sanitize.tracking import ModelReference, Store
@@ -127,7 +127,7 @@ def gather_training(
             "triggers": " ".join(trigger.sha256 for trigger in triggers),
             "registered model": request.register,
             "architecture": request.arch,
-            "architecture code": _code_digest(request.arch),
+            "architecture code": code_digest(request.arch),
             "normalization": request.normalization,
             "image size": str(request.image_size),
         },
@@ -191,8 +191,3 @@ def _pinned(data: str, store: Store) -> ModelReference:
     if uri.startswith(("models:/", "runs:/")):
         uri = store.resolve(uri).pinned_uri
     return ModelReference(uri=f"{uri}{mark}{rows}", source_uri=f"{uri}{mark}{rows}")
-
-
-def _code_digest(architecture: str) -> str:
-    file, own, _ = architecture.rpartition(".py:")
-    return hashlib.sha256(Path(f"{file}.py").expanduser().read_bytes()).hexdigest() if own else ""

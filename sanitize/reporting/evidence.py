@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sanitize.data.images import ImageSet
 from sanitize.detection.base import Scores, Split
-from sanitize.reporting.figures import _COLORS, Figure, _label, _png
+from sanitize.reporting.figures import COLORS, Figure, label_axes, to_png
 from sanitize.reporting.wording import plain
 
 _BINS = 50
@@ -33,12 +33,12 @@ def histogram(scores: Scores, split: Split) -> Figure:
     canvas = Canvas(figsize=(4.5 * len(groups), 3.4), layout="constrained")
     summary = []
     for axes, (title, rows) in zip(canvas.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
-        _label(axes, title, "score (log10)", "images")
+        label_axes(axes, title, "score (log10)", "images")
         axes.hist(
             [values[rows & part] for part in parts.values()],
             bins=edges,
             stacked=True,
-            color=[_COLORS[2], _COLORS[5], _COLORS[1]],
+            color=[COLORS[2], COLORS[5], COLORS[1]],
             label=list(parts),
         )
         found = values[rows & parts["poisoned"]]
@@ -47,7 +47,7 @@ def histogram(scores: Scores, split: Split) -> Figure:
             summary.append(f"{title}: {len(found)} images from a score of {10 ** found.min():.3g}")
         axes.legend(fontsize=8, frameon=False)
     alt = "Histogram of the scores. " + ("; ".join(summary) if summary else "No threshold was drawn")
-    return Figure("scores", "Distribution of the scores; higher is more suspicious.", f"{alt}.", _png(canvas))
+    return Figure("scores", "Distribution of the scores; higher is more suspicious.", f"{alt}.", to_png(canvas))
 
 
 def gallery(data: ImageSet, scores: Scores, split: Split) -> Figure:
@@ -76,7 +76,7 @@ def gallery(data: ImageSet, scores: Scores, split: Split) -> Figure:
         "most-suspicious",
         f"The {count} images with the highest scores ({title}), with their rows and labels.",
         f"A gallery of {count} images, rows {', '.join(map(str, rows))}.",
-        _png(canvas),
+        to_png(canvas),
     )
 
 

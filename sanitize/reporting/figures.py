@@ -17,7 +17,7 @@ from torch import Tensor
 from sanitize.reporting.wording import plain
 
 # Okabe and Ito's palette, which stays apart under the common colour-vision deficiencies; markers differ as well.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 _DPI = 150
 _SHOWN_POINTS = 1000  # of each group; more hide each other
@@ -78,7 +78,7 @@ def projection(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Fig
         "fitted on all features of its own encoder; axes of the two panels do not compare. One clean spread is the "
         "mean distance of clean features from their mean.",
         alt,
-        _png(canvas),
+        to_png(canvas),
     )
 
 
@@ -99,7 +99,7 @@ def losses(history: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
             ends = ", ".join(f"{plain(term)} {ys[0]:.3g} to {ys[-1]:.3g}" for term, (_, ys) in terms.items() if ys)
             summary.append(f"{plain(stage)}: {ends}" if ends else f"{plain(stage)}: no values")
     alt = "Loss terms by epoch. " + "; ".join(summary) if summary else "No losses were recorded."
-    return Figure("losses", "Loss terms by epoch, one panel a stage.", f"{alt}.", _png(canvas))
+    return Figure("losses", "Loss terms by epoch, one panel a stage.", f"{alt}.", to_png(canvas))
 
 
 def picture(name: str, image: Tensor, title: str) -> Figure:
@@ -116,24 +116,24 @@ def picture(name: str, image: Tensor, title: str) -> Figure:
     axes = canvas.add_axes((0, 0, 1, 1))
     axes.imshow(pixels, interpolation="nearest")
     axes.set_axis_off()
-    return Figure(name, title, f"{plain(title)}: an image of {width} by {height} pixels, enlarged.", _png(canvas))
+    return Figure(name, title, f"{plain(title)}: an image of {width} by {height} pixels, enlarged.", to_png(canvas))
 
 
 def _scatter(axes: Axes, title: str, groups: Mapping[str, Tensor]) -> float | None:
     """Draw one panel; the distance of clean and triggered means in units of the clean spread."""
     shown = {name: _thin(features.detach().cpu().double()) for name, features in groups.items() if len(features)}
-    _label(axes, title, "", "")
+    label_axes(axes, title, "", "")
     if not shown:
         axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes)
         return None
     together = torch.cat(list(shown.values()))
     centre, directions, shares = _principal(together)
-    for (name, features), color, marker in zip(shown.items(), _COLORS, _MARKERS, strict=False):
+    for (name, features), color, marker in zip(shown.items(), COLORS, _MARKERS, strict=False):
         points = ((features - centre) @ directions).numpy()
         axes.scatter(
             points[:, 0], points[:, 1], s=14, c=color, marker=marker, alpha=0.55, linewidths=0, label=plain(name)
         )
-    _label(axes, title, f"component 1 ({shares[0]:.0%} of variance)", f"component 2 ({shares[1]:.0%})")
+    label_axes(axes, title, f"component 1 ({shares[0]:.0%} of variance)", f"component 2 ({shares[1]:.0%})")
     if not {"clean", "triggered"} <= shown.keys():
         return None
     clean = shown["clean"]
@@ -177,13 +177,13 @@ def _terms(epochs: Sequence[Mapping[str, float]]) -> dict[str, tuple[list[int], 
 
 
 def _curves(axes: Axes, stage: str, terms: Mapping[str, tuple[list[int], list[float]]]) -> None:
-    _label(axes, stage, "epoch", "")
+    label_axes(axes, stage, "epoch", "")
     axes.grid(color="#dddddd", linewidth=0.6)
     for position, (term, (numbers, values)) in enumerate(terms.items()):
         axes.plot(
             numbers,
             values,
-            color=_COLORS[position % len(_COLORS)],
+            color=COLORS[position % len(COLORS)],
             marker=_MARKERS[position % len(_MARKERS)],
             markersize=3.5,
             linewidth=1.4,
@@ -196,7 +196,8 @@ def _curves(axes: Axes, stage: str, terms: Mapping[str, tuple[list[int], list[fl
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _label(axes: Axes, title: str, x: str, y: str) -> None:
+def label_axes(axes: Axes, title: str, x: str, y: str) -> None:
+    """Title and names of the axes, in the style of all figures."""
     # Names may come from the suspect: "$" must not start a formula.
     axes.set_title(plain(title), fontsize=11, parse_math=False)
     axes.set_xlabel(x, fontsize=9)
@@ -205,10 +206,9 @@ def _label(axes: Axes, title: str, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _png(canvas: Canvas) -> bytes:
+def to_png(canvas: Canvas) -> bytes:
+    """The figure as PNG; the same figure gives the same bytes."""
     page = io.BytesIO()
     FigureCanvasAgg(canvas)
-    canvas.savefig(
-        page, format="png", dpi=_DPI, metadata={"Software": None}
-    )  # no versions: the same run, the same bytes
+    canvas.savefig(page, format="png", dpi=_DPI, metadata={"Software": None})  # no versions in the file
     return page.getvalue()

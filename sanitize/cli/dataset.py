@@ -1,0 +1,121 @@
+"""`sanitize dataset`: find and remove poisoned images of a data set."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sanitize.cli import options
+
+
+def dataset(
+    data: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help="Suspect images (Parquet, folder, npz, digits, torchvision:, URI)."),
+    ],
+    method: Annotated[str | None, typer.Option("--method", "-m", help="Detector (`sanitize methods`).")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="MODEL", help="A model that was trained on such data; else one is trained."),
+    ] = None,
+    recipe: options.Recipe = None,
+    settings: options.Settings = None,
+    train_settings: Annotated[
+        list[str] | None,
+        typer.Option("--train-set", metavar="KEY=VALUE", help="Of the training without --model. Repeatable."),
+    ] = None,
+    register: Annotated[
+        str | None,
+        typer.Option("--register", metavar="NAME", help="Registered data set for what is left; else that of DATA."),
+    ] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option(
+            "--truth",
+            metavar="TRUTH",
+            help="What is poisoned, for the evaluation only: models:/NAME/VERSION or file of a drill, or a truth.npz.",
+        ),
+    ] = None,
+    retrain: Annotated[bool, typer.Option("--retrain", help="Train a classifier on what is left.")] = False,
+    register_model: Annotated[
+        str | None, typer.Option("--register-model", metavar="NAME", help="Registered model for --retrain.")
+    ] = None,
+    retrain_settings: Annotated[
+        list[str] | None,
+        typer.Option("--retrain-set", metavar="KEY=VALUE", help="Of the training of --retrain. Repeatable."),
+    ] = None,
+    test_data: options.TestData = None,
+    trigger: options.Triggers = None,
+    arch: options.Arch = None,
+    normalization: options.Normalization = None,
+    image_size: options.ImageSize = None,
+    allow_stubbed: options.AllowStubbed = False,
+    device: options.Device = "auto",
+    precision: options.Precision = "32-true",
+    strategy: options.Strategy = "auto",
+    seed: options.Seed = 0,
+    tracking_uri: options.TrackingUri = None,
+    format: options.Format = "table",
+    output: options.Output = None,
+    workdir: options.WorkdirOption = None,
+    resume: options.Resume = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Find poisoned images, remove them where the scores show evidence, and register what is left.
+
+    A model that was trained on the data is read as every suspect is; without one, a network is trained here. Exit code
+    1: poison was found and removed. 3: nothing was found, which settles nothing by itself.
+    """
+    from sanitize.cli.output import check_outputs, emit
+    from sanitize.dataset_inputs import DatasetRequest
+    from sanitize.dataset_job import WARM_UP, DatasetJob
+    from sanitize.detection import detector_named
+    from sanitize.errors import ConfigError
+    from sanitize.recipes import configure
+    from sanitize.trainers import trainer_named
+    from sanitize.training import Display
+
+    check_outputs(format, output)
+    if retrain != (register_model is not None):
+        raise ConfigError("--retrain and --register-model NAME go together: the new model needs a place.")
+    if model and train_settings:
+        raise ConfigError("--train-set is about the training without --model; leave one of them out.")
+    if retrain_settings and not retrain:
+        raise ConfigError("--retrain-set is about --retrain; ask for it.")
+    warm_up = [f"{name}={value}" for name, value in WARM_UP.items()]
+    job = DatasetJob(
+        configure(method, recipe=recipe, settings=settings or [], named=detector_named),
+        training=configure(
+            "supervised", settings=[*warm_up, *(train_settings or [])], named=trainer_named, option="--train-set"
+        ),
+        retraining=configure(
+            "supervised", settings=retrain_settings or [], named=trainer_named, option="--retrain-set"
+        ),
+        device=device,
+        precision=precision,
+        strategy=strategy,
+        seed=seed,
+        tracking_uri=tracking_uri,
+        workdir=workdir,
+        resume=resume,
+        display=Display(quiet=quiet),
+    )
+    report = job.run(
+        DatasetRequest(
+            data=data,
+            model=model,
+            register=register,
+            truth=truth,
+            arch=arch,
+            normalization=normalization,
+            image_size=image_size,
+            allow_stubbed=allow_stubbed,
+            register_model=register_model,
+            test_data=test_data,
+            triggers=trigger or (),
+        )
+    )
+    emit(report, format, output)
+    raise typer.Exit(report.verdict.exit_code)

@@ -1,0 +1,263 @@
+"""From what the user names to what a detector of poisoned images needs; everything is checked first."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sanitize.data import ImageSet, load_images
+from sanitize.data.filtering import Original
+from sanitize.data.labels import training_labels
+from sanitize.data.rows import Rows
+from sanitize.detection import DataDetector
+from sanitize.errors import ConfigError, DataError
+from sanitize.inputs import Inputs, Request, code_digest, gather
+from sanitize.rehearsal import rehearse
+from sanitize.suspects import Network
+from sanitize.tracking import ModelReference, Store
+from sanitize.tracking.intake import check_kind, check_name
+from sanitize.tracking.truth import read_truth
+from sanitize.trainers import Trainer
+from sanitize.training_inputs import TrainingRequest, evaluator_for, fitting_triggers, fresh_network
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetRequest:
+    """Which data are examined with which network, and where the rest goes.
+
+    Args:
+        data: The suspect data.
+        model: A model of the registry that was trained on such data; None trains one.
+        register: Registered data set that gets the cleaned version; that of `data` when left out.
+        truth: What is poisoned, for the evaluation only: ``models:/NAME/VERSION`` or the file of a drill, or a folder
+            with a ``truth.npz`` (array `poisoned`).
+        arch: Architecture of the network.
+        normalization: Its normalization.
+        image_size: Pixels; the size of the images when left out.
+        allow_stubbed: Read pickles that name unknown classes, as inert stubs.
+        register_model: Registered model that gets a network trained on the cleaned data; None trains none.
+        test_data: Labelled images for the evaluation of that network.
+        triggers: Known triggers, for the same.
+    """
+
+    data: str
+    model: str | None = None
+    register: str | None = None
+    truth: str | None = None
+    arch: str | None = None
+    normalization: str | None = None
+    image_size: int | None = None
+    allow_stubbed: bool = False
+    register_model: str | None = None
+    test_data: str | None = None
+    triggers: Sequence[str | Path] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInputs:
+    """Everything a detector needs, in memory.
+
+    Args:
+        data: The images, as the network sees them.
+        original: The images as they lie on disk.
+        reference: The data in the registry; None for data from elsewhere.
+        name: Registered data set that gets the cleaned version.
+        network: The threat model: the suspect, or an untrained network.
+        suspect: Where the threat model comes from; None where it is trained here.
+        poisoned: (N,) bool, the truth; None where it is not known. Evaluation only.
+        fingerprint: What decides the result, by name: digests and settings.
+    """
+
+    data: ImageSet
+    original: Original
+    reference: ModelReference | None
+    name: str
+    network: Network
+    suspect: Inputs | None
+    poisoned: Tensor | None
+    fingerprint: dict[str, str]
+
+
+def gather_dataset(
+    request: DatasetRequest, detector: DataDetector, trainer: Trainer, *, seed: int, store: Store, folder: Path
+) -> DatasetInputs:
+    """Load the data, read the suspect or build a network, and check all of it; nothing is written to the store.
+
+    Args:
+        request: From the user.
+        detector: What is going to look for poisoned images.
+        trainer: What is going to train the threat model, where no model is given.
+        seed: Of the network's first weights.
+        store: MLflow.
+        folder: For downloads; emptied by the caller.
+
+    Raises:
+        SanitizeError: Something is missing, unfit or out of reach.
+    """
+    source, _ = Rows.split(request.data)
+    rows = request.data[len(source) :]
+    reference = store.resolve(source) if source.startswith(("models:/", "runs:/")) else None
+    name = _target(request, reference)
+    check_kind(store, name, "data")
+    path = store.download(reference, folder / "data") if reference else None
+    suspect = None
+    if request.model is None:
+        data = load_images(
+            request.data, image_size=request.image_size, resolve=None if path is None else lambda _: path
+        )
+    else:
+        suspect = gather(
+            Request(
+                model=request.model,
+                kind=detector.kind,
+                data=request.data if path is None else f"{path}{rows}",
+                arch=request.arch,
+                normalization=request.normalization,
+                image_size=request.image_size,
+                allow_stubbed=request.allow_stubbed,
+            ),
+            store,
+            folder / "suspect",
+        )
+        assert suspect.data is not None  # it was named
+        data = suspect.data
+    data = replace(data, uri=f"{reference.pinned_uri}{rows}" if reference else request.data)
+    _check_data(data, detector)
+    network = suspect.suspect.network if suspect else _untrained(request, trainer, data, seed)
+    if detector.kind == "classifier":
+        training_labels(data, detector.name, classes=network.spec.output_size)
+    else:
+        data = data.without_labels()
+    if suspect is None:
+        rehearse(lambda engine: trainer.train(copy.deepcopy(network), data, engine), seed=seed)
+    _check_retraining(request, network, store, folder / "test")
+    poisoned = _truth(request.truth, data, store) if request.truth else None
+    spec = network.spec
+    return DatasetInputs(
+        data=data,
+        original=Original(request.data, path),
+        reference=reference,
+        name=name,
+        network=network,
+        suspect=suspect,
+        poisoned=poisoned,
+        fingerprint={
+            "data": data.sha256,
+            "registered data set": name,
+            "model": suspect.reference.uri if suspect else "",
+            "weights": suspect.tensors.sha256 if suspect else "",
+            "training": "" if suspect else repr(trainer),
+            "architecture": spec.architecture,
+            "architecture code": code_digest(spec.architecture),
+            "normalization": spec.normalization.name,
+            "image size": str(spec.image_size),
+            "truth": str(request.truth),
+            "registered model": str(request.register_model),
+            "test data": str(request.test_data),
+            "triggers": " ".join(map(str, request.triggers)),
+        },
+    )
+
+
+def retraining_request(request: DatasetRequest, data: str, network: Network) -> TrainingRequest:
+    """How the network is trained that replaces those of the suspect data."""
+    assert request.register_model is not None  # asked for
+    return TrainingRequest(
+        data=data,
+        register=request.register_model,
+        arch=network.spec.architecture,
+        normalization=network.spec.normalization.name,
+        image_size=network.spec.image_size,
+        test_data=request.test_data,
+        triggers=request.triggers,
+    )
+
+
+def _target(request: DatasetRequest, reference: ModelReference | None) -> str:
+    name = request.register or (reference.name if reference else None)
+    if name is None:
+        raise ConfigError(
+            f"{request.data} is no registered data set: say with --register NAME where a cleaned version of it goes."
+        )
+    check_name(name)
+    return name
+
+
+def _check_retraining(request: DatasetRequest, network: Network, store: Store, folder: Path) -> None:
+    if request.register_model is None:
+        if request.test_data or request.triggers:
+            raise ConfigError("--test-data and --trigger are for the network that --retrain trains; ask for it.")
+        return
+    check_name(request.register_model)
+    check_kind(store, request.register_model, "model")
+    if request.triggers and not request.test_data:
+        raise ConfigError("--trigger shows something on labelled test images only; give them with --test-data.")
+    spec = network.spec
+    triggers = fitting_triggers(request.triggers, spec.image_size)
+    test_data = (
+        load_images(request.test_data, image_size=spec.image_size, resolve=lambda uri: store.artifact(uri, folder))
+        if request.test_data
+        else None
+    )
+    evaluator_for(spec.kind, probe_data=None, test_data=test_data, triggers=triggers).check(spec)
+
+
+def _check_data(data: ImageSet, detector: DataDetector) -> None:
+    if len(data) < detector.minimum_images:
+        raise DataError(f"{detector.name} needs at least {detector.minimum_images} images; {data.uri} has {len(data)}.")
+    if detector.kind == "classifier":
+        data.require_labels(detector.name)
+
+
+def _untrained(request: DatasetRequest, trainer: Trainer, data: ImageSet, seed: int) -> Network:
+    if request.arch is None or request.normalization is None:
+        raise ConfigError(
+            "without --model a network is trained on the data first: name it with --arch and --normalization, or give "
+            "a model that was trained on such data with --model."
+        )
+    return fresh_network(
+        trainer, data, request.arch, image_size=data.image_size, normalization=request.normalization, seed=seed
+    )
+
+
+def _truth(named: str, data: ImageSet, store: Store) -> Tensor:
+    """Which images are poisoned, (N,) bool; refused where it is about other data."""
+    path = Path(named).expanduser()
+    arrays = path / "truth.npz" if path.is_dir() else path
+    labels = None
+    if not named.startswith("models:/") and arrays.suffix == ".npz":
+        poisoned = _read_truth_file(arrays)
+    else:
+        if not named.startswith("models:/") and not path.is_file():
+            raise DataError(
+                f"--truth {named}: there is no such file, folder with a truth.npz, or models:/NAME/VERSION."
+            )
+        record = read_truth(store, named if named.startswith("models:/") else path)
+        if record.poisoned is None:
+            raise DataError(f"--truth {named}: that attack poisoned no data.")
+        poisoned, labels = record.poisoned, record.labels
+    about = f"--truth {named} is not about {data.uri}"
+    if len(poisoned) != len(data):
+        raise DataError(f"{about}: it knows {len(poisoned)} images, and the data has {len(data)}.")
+    if labels is not None and data.labels is not None and not torch.equal(labels[~poisoned], data.labels[~poisoned]):
+        raise DataError(f"{about}: the labels of images that are not poisoned differ.")
+    return poisoned
+
+
+def _read_truth_file(path: Path) -> Tensor:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            poisoned = np.asarray(arrays["poisoned"])
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DataError(
+            f"--truth {path} has no readable array `poisoned` ({error}): bool, one value an image."
+        ) from error
+    if poisoned.dtype != np.bool_ or poisoned.ndim != 1:
+        raise DataError(f"--truth {path}: `poisoned` is {poisoned.dtype} {poisoned.shape}, not bool (N,).")
+    return torch.from_numpy(poisoned)
