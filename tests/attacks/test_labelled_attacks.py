@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from pathlib import Path
@@ -207,7 +208,7 @@ def test_pgd_ends_where_a_linear_network_is_most_wrong():
 def test_pgd_stays_in_the_ball_and_hurts_the_surrogate(classifiers):
     data = train_images().subset(slice(0, 64))
     images, labels = data.images.float() / 255, data.labels
-    network = classifiers.clean.requires_grad_(False)
+    network = copy.deepcopy(classifiers.clean).requires_grad_(False)
     values = {"epsilon": 8 / 255, "step": 2 / 255, "steps": 4}
     made = pgd(network, images, labels, generator=torch.Generator().manual_seed(0), **values)
     assert (made - images).abs().max() <= 8 / 255 + 1e-6
