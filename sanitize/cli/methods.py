@@ -8,14 +8,16 @@ def methods() -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    from sanitize.defenses import DEFENSES
+    from sanitize.defenses import DEFENSES, Need
     from sanitize.detection import DETECTORS
     from sanitize.detection.catalogue import MODEL_DETECTORS
     from sanitize.trainers import TRAINERS
 
     table = Table(Column("method", no_wrap=True), "does", "works on", "needs", "paper", title="Defences")
     for name, defense in sorted(DEFENSES.items()):
-        needs = ", ".join(sorted(defense.needs)) + f" (at least {defense.minimum_images})"
+        needs = ", ".join(sorted(defense.needs))
+        if Need.IMAGES in defense.needs:
+            needs += f" (at least {defense.minimum_images})"
         table.add_row(name, defense.summary, ", ".join(sorted(defense.kinds)), needs, defense.paper.reference)
     Console().print(table)
     table = Table(

@@ -50,7 +50,7 @@ class UAU(Purifier):
     summary: ClassVar[str] = "find what makes features collapse, unlearn it, repeat; for triggers of many kinds"
     paper: ClassVar[Paper] = Paper(
         "own recipe, no publication; after: Adversarial Unlearning of Backdoors via Implicit Hypergradient",
-        "Zeng, Chen, Park, Mao, Jin, Jia; ICLR 2022",
+        "our own recipe, unpublished; nearest: Zeng, Chen, Park, Mao, Jin, Jia; ICLR 2022",
         "https://arxiv.org/abs/2110.03735",
     )
     kinds: ClassVar[frozenset[ModelKind]] = frozenset({"encoder", "classifier"})

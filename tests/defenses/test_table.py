@@ -75,7 +75,8 @@ ROWS = [
     Row(NAD(teacher_epochs=3, epochs=5, crop_padding=2, flip=0.0), classifier=Expected(None)),
     # A few hundred images teach a fresh student less than the suspect knows.
     Row(Distill(epochs=30, flip=0.0, grey=0.0, min_scale=0.5), encoder=Expected(0.10, accuracy_loss=0.08)),
-    Row(SSLCleanse(steps=200, batch_size=16), encoder=Expected(0.10)),
+    # With so few steps it removes the backdoor of some encoders and not of others (docs/methods/ssl-cleanse.md).
+    Row(SSLCleanse(steps=200, batch_size=16), encoder=Expected(None)),
     # With so few steps the index misses the backdoor, and raises a false alarm (docs/methods/neural-cleanse.md).
     Row(NeuralCleanse(steps=80, repeats=1, batch_size=16), classifier=Expected(None, accuracy_loss=0.05)),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -27,33 +28,40 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def server(store_uri, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    stores = ["--backend-store-uri", store_uri, "--artifacts-destination", str(tmp_path / "served")]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            command + stores, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=tmp_path
-        )
+    """A real server; started again, at another port, where somebody took the first one in between."""
+    for attempt in range(3):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+        stores = ["--workers", "1", "--backend-store-uri", store_uri]
+        stores += ["--artifacts-destination", str(tmp_path / "served")]
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        file = tmp_path / f"server{attempt}.log"
+        with file.open("w") as log:
+            process = subprocess.Popen(
+                command + stores, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=tmp_path
+            )
         try:
-            wait_for(f"http://127.0.0.1:{port}/health", process)
-            yield f"http://127.0.0.1:{port}"
+            if answers(f"http://127.0.0.1:{port}/health", process):
+                yield f"http://127.0.0.1:{port}"
+                return
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
             process.wait(30)
+    pytest.fail(f"the MLflow server did not start: {file.read_text()[-2000:]}")
 
 
-def wait_for(url, process):
+def answers(url, process):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         try:
             urllib.request.urlopen(url, timeout=1).close()
-            return
+            return True
         except OSError:
             time.sleep(0.2)
-    pytest.fail("the MLflow server did not start")
+    return False
 
 
 def test_the_whole_way(server, suspect_file, cleaned, tmp_path):
