@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import urllib.request
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -402,6 +403,7 @@ def test_a_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # the discard port: the connection is refused
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # urlopen keeps its first opener, with the proxies of then
     with pytest.raises(DataError, match=r"torchvision:CIFAR10 could not be loaded.*TORCHVISION_DATA"):
         load_images("torchvision:CIFAR10")
 

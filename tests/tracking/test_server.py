@@ -28,29 +28,26 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def server(store_uri, tmp_path):
-    """A real server; started again, at another port, where somebody took the first one in between."""
-    for attempt in range(3):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-        stores = ["--workers", "1", "--backend-store-uri", store_uri]
-        stores += ["--artifacts-destination", str(tmp_path / "served")]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        file = tmp_path / f"server{attempt}.log"
-        with file.open("w") as log:
-            process = subprocess.Popen(
-                command + stores, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=tmp_path
-            )
-        try:
-            if answers(f"http://127.0.0.1:{port}/health", process):
-                yield f"http://127.0.0.1:{port}"
-                return
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            process.wait(30)
-    pytest.fail(f"the MLflow server did not start: {file.read_text()[-2000:]}")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    stores = ["--workers", "1", "--backend-store-uri", store_uri]
+    stores += ["--artifacts-destination", str(tmp_path / "served")]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    file = tmp_path / "server.log"
+    with file.open("w") as log:
+        process = subprocess.Popen(
+            command + stores, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=tmp_path
+        )
+    try:
+        if not answers(f"http://127.0.0.1:{port}/health", process):
+            pytest.fail(f"the MLflow server did not start: {file.read_text()[-2000:]}")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
 
 
 def answers(url, process):
