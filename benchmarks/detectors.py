@@ -23,10 +23,9 @@ TRIGGERS = ("patch", "corner", "blend", "sine", "warp")
 # Score -> whether a *larger* value speaks for a backdoor.
 SCORES = {
     "collapse_perturbation": True,
-    "collapse_pattern": True,
-    "pattern_size": False,
-    "collapse_perturbation_minus_cleaned": True,
-    "pattern_size_minus_cleaned": False,
+    "collapse_patch": True,
+    "collapse": True,
+    "collapse_minus_cleaned": True,
     "decree_pl1": False,
 }
 
@@ -47,18 +46,16 @@ def _scored(truth: str, architecture: str) -> Measure:
         else:
             trigger = kinds_of_trigger(lab.profile.image_size)[TRIGGERS[lab.seed % len(TRIGGERS)]]
             subject = suspect(lab, "simclr", "badencoder", architecture=architecture, triggers=[trigger])
-        found = searched(lab, subject.network) | _decree(lab, subject)
+        found = searched(lab, subject.network)
         copy = searched(lab, cleaned(lab, subject, "uau", architecture=architecture).network)
-        found |= {
-            f"{name}_minus_cleaned": found[name] - copy[name] for name in ("collapse_perturbation", "pattern_size")
-        }
-        return found | {"attack_success_rate": _established(lab, subject)}
+        found["collapse_minus_cleaned"] = found["collapse"] - copy["collapse"]
+        return found | _decree(lab, subject) | {"attack_success_rate": _established(lab, subject)}
 
     return measure
 
 
 def searched(lab: Lab, network: Network) -> dict[str, float]:
-    """What a fresh search reaches on a network, with the defender's images."""
+    """What fresh searches reach on a network with the defender's images, and the larger of the two."""
     engine = lab.engine("evidence")
     data = lab.defender_images()
     images = DeviceImages(data.without_labels(), engine.device)
@@ -68,9 +65,7 @@ def searched(lab: Lab, network: Network) -> dict[str, float]:
         generator = engine.generator(f"detectors/{family}")
         found = fresh_search(network, images.pixels, len(images), family, data.image_size, centre, generator)
         scores[f"collapse_{family}"] = found.collapse
-        if family == "pattern":
-            scores["pattern_size"] = found.penalty
-    return scores
+    return scores | {"collapse": max(scores.values())}
 
 
 def _decree(lab: Lab, subject: Subject) -> dict[str, float | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Adam
 
 from benchmarks.cells import Cell, Measure
@@ -14,7 +14,6 @@ from sanitize import BMAIU
 from sanitize.data import DeviceImages, PatchTrigger
 from sanitize.data.triggers import Trigger
 from sanitize.detection.decree import DECREE
-from sanitize.functional.collapse import Pattern
 from sanitize.functional.similarity import mean_similarity
 from sanitize.suspects import Network
 from sanitize.training import Engine
@@ -49,6 +48,26 @@ MOTIVATION = Study(
 )
 
 
+class Pattern(nn.Module):
+    """Lays one picture over the image: ``(1 - m) x + m p``, mask m and picture p through sigmoids.
+
+    Args:
+        image_size: Height and width.
+        generator: Of the start: normal, so that masks begin around a half.
+    """
+
+    def __init__(self, image_size: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.mask = nn.Parameter(torch.randn(1, 1, image_size, image_size, generator=generator))
+        self.picture = nn.Parameter(torch.randn(1, 3, image_size, image_size, generator=generator))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Changed images; (N, 3, H, W) in [0, 1]."""
+        mask = self.mask.sigmoid()
+        shown: Tensor = (1 - mask) * images + mask * self.picture.sigmoid()
+        return shown
+
+
 def synthesise(network: Network, images: DeviceImages, reference: Tensor, engine: Engine) -> tuple[PatchTrigger, float]:
     """A masked pattern that pulls any image onto a class, until the cosine reaches 0.9 (300 steps at most).
 
@@ -66,7 +85,7 @@ def synthesise(network: Network, images: DeviceImages, reference: Tensor, engine
         centre = network(images.pixels(reference)).mean(dim=0, keepdim=True)
     change = Pattern(images.pixels(torch.tensor([0])).shape[-1], generator).to(engine.device)
     parameters = list(change.parameters())
-    adam = Adam(parameters, lr=change.step_size)
+    adam = Adam(parameters, lr=0.3)
     reached = -1.0
     for _ in range(300):
         batch = torch.randperm(len(images), generator=generator)[:64]
@@ -74,11 +93,11 @@ def synthesise(network: Network, images: DeviceImages, reference: Tensor, engine
         reached = float(similarity.detach())
         if reached >= SIMILAR_ENOUGH:
             break
-        gradients = torch.autograd.grad(change.penalty() - similarity, parameters)
+        gradients = torch.autograd.grad(change.mask.sigmoid().mean() - similarity, parameters)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         adam.step()
-    mask, picture = change.raw_mask.detach().sigmoid()[0].cpu(), change.raw_picture.detach().sigmoid()[0].cpu()
+    mask, picture = change.mask.detach().sigmoid()[0].cpu(), change.picture.detach().sigmoid()[0].cpu()
     return PatchTrigger(picture, mask=mask, position=(0, 0), name="synthesised"), reached
 
 

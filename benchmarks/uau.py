@@ -78,17 +78,19 @@ def attacks() -> list[Cell]:
 
 ABLATIONS: dict[str, dict[str, object]] = {
     "defaults": {},
-    "bound 0.08": {"bound": 0.08},
-    "bound 0.3": {"bound": 0.3},
+    "bound 0.15": {"bound": 0.15},
     "perturbations only": {"families": "perturbation"},
-    "patterns only": {"families": "pattern"},
+    "patches only": {"families": "patch"},
+    "one start": {"starts": 1},
+    "unlearn all that is found": {"minimum_collapse": -1.0},
+    "images as they are": {"crop_padding": 0, "mix": 0.0},
+    "consistency 1": {"consistency_weight": 1.0},
     "no pool": {"pool_size": 1},
     "u 1": {"unlearn_weight": 1.0},
     "u 30": {"unlearn_weight": 30.0},
     "10 rounds": {"rounds": 10},
     "60 rounds": {"rounds": 60},
     "lr 0.003": {"learning_rate": 0.003},
-    "consistency 10": {"consistency_weight": 10.0},
 }
 
 

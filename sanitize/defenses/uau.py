@@ -12,15 +12,20 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from sanitize.data import DeviceImages, ImageSet
+from sanitize.data.crops import PaddedCrops
 from sanitize.defenses.base import Need, Paper, Purified, Purifier
 from sanitize.errors import ArchitectureError, DataError
 from sanitize.functional.collapse import (
+    BOUND,
     FAMILIES,
-    Change,
+    LARGE_PATCH,
+    SMALL_PATCH,
+    Changes,
     Family,
     Found,
+    Patches,
+    Perturbations,
     fresh_search,
-    new_change,
     search,
     unlearning_losses,
 )
@@ -37,13 +42,14 @@ class UAU(Purifier):
     """Universal adversarial unlearning, for encoders and classifiers, without labels: our own recipe.
 
     Each round *finds* one universal change of the input under which the features of different images collapse onto
-    each other (a bounded perturbation, or a masked pattern), and *unlearns* it: changed images shall have the features
-    that they have unchanged in the suspect. Neither trigger, target, labels nor clusters are needed, and nothing is
-    assumed of the trigger but that such changes come near it.
+    each other (a small perturbation, a small patch, a larger one, in turn), and *unlearns* it: changed images shall
+    have the features that they have unchanged in the suspect. What collapses little is no backdoor, and is left alone.
+    Neither trigger, target, labels nor clusters are needed, and nothing is assumed of the trigger but that such changes
+    come near it.
 
     Example:
         >>> UAU(rounds=10, families="perturbation").bound
-        0.15
+        0.05
     """
 
     name: ClassVar[str] = "uau"
@@ -58,29 +64,37 @@ class UAU(Purifier):
     minimum_images: ClassVar[int] = 64
 
     rounds: int = Field(30, ge=1, description="how often a change is searched and unlearned")
-    families: Literal["both", "perturbation", "pattern"] = Field(
-        "both", description="what is searched: bounded perturbations, masked patterns, or both in turn"
+    families: Literal["both", "perturbation", "patch"] = Field(
+        "both", description="what is searched: bounded perturbations, patches of two sizes, or all in turn"
     )
     layer: Literal["output", "features"] = Field(
         "output", description="where a classifier is examined: its logits, or the features before its head"
     )
-    search_steps: int = Field(15, ge=1, description="steps of Adam a search")
+    starts: int = Field(16, ge=1, description="perturbations that a search begins with; patches tile the image")
+    search_steps: int = Field(6, ge=1, description="steps of Adam in each of the three parts of a search")
+    minimum_collapse: float = Field(
+        0.6, ge=-1, le=1, description="changes whose collapse is less are taken for nobody's work, and not unlearned"
+    )
     unlearn_steps: int = Field(6, ge=1, description="steps of SGD a round")
     pool_size: int = Field(6, ge=1, description="changes found last that are rehearsed; 1: only the newest")
     batch_size: int = Field(64, ge=2, description="images a step, in search and unlearning")
-    bound: float = Field(0.15, gt=0, le=1, description="largest change of a pixel by a perturbation; pixels are 0 to 1")
+    bound: float = Field(
+        BOUND, gt=0, le=1, description="largest change of a pixel by a perturbation; pixels are 0 to 1"
+    )
+    crop_padding: int = Field(3, ge=0, description="clean images are shifted by up to so many pixels while unlearning")
+    mix: float = Field(0.5, ge=0, le=0.5, description="largest share of another image that is mixed into a clean one")
     learning_rate: float = Field(0.01, gt=0, description="of SGD, at the start; it falls by a cosine")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="of SGD")
     clip_norm: float = Field(
         0.5, gt=0, description="gradients longer than this times the sum of the loss weights are scaled down"
     )
-    consistency_weight: float | None = Field(
-        None, ge=0, description="clean images look as in the suspect; 1 for encoders, 10 for classifiers when left out"
-    )
+    consistency_weight: float = Field(10.0, ge=0, description="clean images look as in the suspect")
     unlearn_weight: float = Field(10.0, ge=0, description="u: changed images look as they do unchanged in the suspect")
     centred: bool = Field(False, description="cosines of the unlearning are taken around the mean clean feature")
-    evidence_steps: int = Field(40, ge=1, description="steps of Adam in the searches before and after, which measure")
+    evidence_steps: int = Field(
+        12, ge=1, description="as search_steps, of the searches that measure, before and after"
+    )
     minimum_clean_similarity: float = Field(
         0.5,
         ge=-1,
@@ -102,7 +116,7 @@ class UAU(Purifier):
         _require_different(suspect_features)
         found = self._fresh(suspect, suspect_features, images, data.image_size, engine)
         trained = copy.deepcopy(suspect)
-        history = self._unlearn(trained, suspect_features, images, data.image_size, engine)
+        history = self._unlearn(trained, suspect, suspect_features, images, data.image_size, engine)
         features = engine.forward(trained, images.pixels, len(images))
         left = self._fresh(trained, features, images, data.image_size, engine)
         cleaned = copy.deepcopy(network)
@@ -146,6 +160,7 @@ class UAU(Purifier):
                     image_size,
                     centre,
                     engine.generator(f"uau/evidence/{family}"),
+                    starts=self.starts,
                     steps=self.evidence_steps,
                     batch_size=self.batch_size,
                 )
@@ -153,27 +168,32 @@ class UAU(Purifier):
             }
 
     def _unlearn(
-        self, network: Network, suspect_features: Tensor, images: DeviceImages, image_size: int, engine: Engine
+        self,
+        network: Network,
+        suspect: Network,
+        suspect_features: Tensor,
+        images: DeviceImages,
+        image_size: int,
+        engine: Engine,
     ) -> History:
-        anchor = suspect_features.to(engine.device)
-        centre = anchor.mean(dim=0)
+        centre = suspect_features.mean(dim=0).to(engine.device)
         origin = centre if self.centred else torch.zeros_like(centre)
         batch_size = min(self.batch_size, len(images))
-        consistency_weight = self.consistency_weight
-        if consistency_weight is None:  # the head of a classifier is not refitted, as a probe on an encoder is
-            consistency_weight = 1.0 if network.spec.kind == "encoder" else 10.0
+        frozen = copy.deepcopy(suspect).to(engine.device).eval().requires_grad_(False)
         pool = _Pool(self, images, image_size, centre, engine)
+        crops = PaddedCrops(self.crop_padding, flip=0.0)
 
         def loss(module: nn.Module, _: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
             batch = torch.randperm(len(images), generator=generator)[:batch_size]
-            clean = images.pixels(batch)
-            kept, changed = module(torch.cat([clean, pool.draw(generator)(clean)])).chunk(2)
-            wanted = anchor[batch.to(anchor.device)] - origin
+            clean = self._mixed(crops(images.pixels(batch), generator), generator)
+            with torch.no_grad():
+                wanted = frozen(clean) - origin
+            kept, changed = module(torch.cat([clean, pool.changed(clean, generator)])).chunk(2)
             return unlearning_losses(
                 wanted,
                 kept - origin,
                 changed - origin,
-                consistency_weight=consistency_weight,
+                consistency_weight=self.consistency_weight,
                 unlearn_weight=self.unlearn_weight,
             )
 
@@ -184,7 +204,7 @@ class UAU(Purifier):
             images=self.unlearn_steps * batch_size,  # an epoch of the engine is a round; `loss` draws its own batches
             batch_size=batch_size,
             epochs=self.rounds,
-            clip_norm=self.clip_norm * (consistency_weight + self.unlearn_weight),
+            clip_norm=self.clip_norm * (self.consistency_weight + self.unlearn_weight),
             optimizer=lambda parameters: SGD(
                 parameters, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
             ),
@@ -210,6 +230,11 @@ class UAU(Purifier):
 
         return watch
 
+    def _mixed(self, clean: Tensor, generator: torch.Generator) -> Tensor:
+        """A random share, up to `mix`, of another image in each: more views than a few hundred images have."""
+        share = self.mix * torch.rand(len(clean), generator=generator).to(clean.device)[:, None, None, None]
+        return (1 - share) * clean + share * clean[torch.randperm(len(clean), generator=generator).to(clean.device)]
+
 
 class _Pool:
     """The changes found last: one more is searched before each round, one is drawn at each step."""
@@ -217,51 +242,60 @@ class _Pool:
     def __init__(self, method: UAU, images: DeviceImages, image_size: int, centre: Tensor, engine: Engine) -> None:
         self._method, self._images, self._image_size = method, images, image_size
         self._centre, self._engine = centre, engine
-        self._turns: tuple[Family, ...] = FAMILIES if method.families == "both" else (method.families,)
+        self._turns: tuple[float | None, ...] = {  # the side of a patch as a share of the image's, or a perturbation
+            "both": (None, SMALL_PATCH, LARGE_PATCH),
+            "perturbation": (None,),
+            "patch": (SMALL_PATCH, LARGE_PATCH),
+        }[method.families]
         self._rounds = 0
-        self._changes: list[tuple[Family, Change]] = []
+        self._found: list[Changes] = []
 
     def before_epoch(self, network: nn.Module, generator: torch.Generator) -> dict[str, float]:
         """Search one more."""
-        family = self._turns[self._rounds % len(self._turns)]
+        share = self._turns[self._rounds % len(self._turns)]
         with self._engine.fabric.autocast():
             found = search(
                 network,
                 self._images.pixels,
                 len(self._images),
-                lambda generator: self._start(family, generator),
+                lambda drawn: self._start(share, drawn),
                 self._centre,
                 generator,
                 steps=self._method.search_steps,
                 batch_size=self._method.batch_size,
             )
         self._rounds += 1
-        self._changes = [*self._changes, (family, found.change)][-self._method.pool_size :]
+        if found.collapse >= self._method.minimum_collapse:
+            self._found = [*self._found, found.changes][-self._method.pool_size :]
         return {"collapse": found.collapse}
 
-    def draw(self, generator: torch.Generator) -> Change:
-        """The newest, or, in half of all draws, any."""
-        which, place = torch.rand(2, generator=generator).tolist()
-        return self._changes[-1 if which < 0.5 else int(place * len(self._changes))][1]
+    def changed(self, clean: Tensor, generator: torch.Generator) -> Tensor:
+        """By the newest change, or, in half of all draws, by any; as it was found, or, in half of all draws, varied."""
+        newest, which, form = torch.rand(3, generator=generator).tolist()
+        if not self._found:
+            return clean
+        changes = self._found[-1 if newest < 0.5 else int(which * len(self._found))]
+        with torch.no_grad():
+            return changes(clean)[0] if form < 0.5 else changes.varied(clean, generator)
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {
-            "rounds": self._rounds,
-            "changes": [(family, change.state_dict()) for family, change in self._changes],
-        }
+        return {"rounds": self._rounds, "found": [changes.state_dict() for changes in self._found]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From the checkpoint."""
         self._rounds = state["rounds"]
-        self._changes = []
-        for family, values in state["changes"]:
-            change = self._start(family, torch.Generator())
-            change.load_state_dict(values)
-            self._changes.append((family, change.requires_grad_(False).to(self._centre.device)))
+        self._found = [self._restored(values).to(self._centre.device) for values in state["found"]]
 
-    def _start(self, family: Family, generator: torch.Generator) -> Change:
-        return new_change(family, self._image_size, self._method.bound, generator)
+    def _start(self, share: float | None, generator: torch.Generator) -> Changes:
+        if share is None:
+            return Perturbations.start(self._method.starts, self._image_size, self._method.bound, generator)
+        return Patches.start(self._image_size, share, generator)
+
+    def _restored(self, values: dict[str, Tensor]) -> Changes:
+        if "places" in values:
+            return Patches(values["values"], values["places"], self._image_size)
+        return Perturbations(values["values"], self._method.bound)
 
 
 def _require_different(features: Tensor) -> None:
@@ -273,13 +307,12 @@ def _require_different(features: Tensor) -> None:
 
 
 def _measures(found: dict[Family, Found]) -> dict[str, float | None]:
-    collapse: dict[str, float | None] = {f"collapse_{family}": found[family].collapse for family in FAMILIES}
-    return collapse | {"pattern_size": found["pattern"].penalty}
+    return {f"collapse_{family}": found[family].collapse for family in FAMILIES}
 
 
 def _pictures(when: str, found: dict[Family, Found]) -> dict[str, Tensor]:
     return {
-        f"{name}-{when}": picture.cpu() for one in found.values() for name, picture in one.change.pictures().items()
+        f"{name}-{when}": picture.cpu() for one in found.values() for name, picture in one.changes.pictures().items()
     }
 
 

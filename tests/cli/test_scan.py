@@ -36,8 +36,8 @@ def test_without_references_nothing_is_settled(suspect, tmp_path):
     assert "--reference" in done.stdout
     report = json.loads(file.read_text())
     assert report["verdict"] == "inconclusive"
-    assert report["metrics"]["before"]["pattern_size"] > 0
-    assert report["unmeasured"]["chance/pattern_size"]
+    assert report["metrics"]["before"]["collapse_patch"] > 0
+    assert report["unmeasured"]["chance/collapse_patch"]
     client = MlflowClient(suspect)
     assert [str(version.version) for version in client.search_model_versions("name='suspect'")] == ["1"]
     logged = client.get_run(report["outputs"]["run_id"])
@@ -53,7 +53,7 @@ def test_five_references_tell_the_backdoored_encoder_from_a_clean_one(suspect, r
     guilty = run("models:/suspect/1", *options, "--format", "json", store=suspect)
     assert guilty.returncode == 1, guilty.stderr
     report = json.loads(guilty.stdout)
-    assert report["metrics"]["before"]["chance/pattern_size"] < 0.025
+    assert report["metrics"]["before"]["chance/collapse_patch"] < 0.025
     assert "feature-collapse-out-of-line" in {finding["rule"] for finding in report["findings"]}
     innocent = run("models:/innocent/1", *options, "--format", "json", store=suspect)
     assert innocent.returncode == 0, innocent.stdout
@@ -76,4 +76,4 @@ def test_a_few_references_give_chances_but_no_verdict(suspect, references):
     scan = Scan(FeatureCollapse(steps=2), device="cpu", tracking_uri=suspect)
     report = scan.run(Request(model="models:/suspect/1"), references=references[:2])
     assert report.verdict is Verdict.INCONCLUSIVE
-    assert report.metrics["before"]["chance/pattern_size"] is not None
+    assert report.metrics["before"]["chance/collapse_patch"] is not None

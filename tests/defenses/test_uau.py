@@ -15,7 +15,7 @@ from tests.encoders import small_encoder
 
 SHORT = {
     "rounds": 3, "search_steps": 2, "unlearn_steps": 2, "batch_size": 16, "evidence_steps": 1,
-    "minimum_clean_similarity": -1.0,
+    "minimum_clean_similarity": -1.0, "minimum_collapse": -1.0, "starts": 2,
 }  # fmt: skip
 
 
@@ -41,8 +41,12 @@ def reference():
     "option",
     [
         {"rounds": 2},
-        {"families": "pattern"},
+        {"families": "patch"},
+        {"starts": 3},
         {"search_steps": 3},
+        {"minimum_collapse": 1.0},
+        {"crop_padding": 2},
+        {"mix": 0.2},
         {"unlearn_steps": 3},
         {"batch_size": 8},
         {"pool_size": 1},
@@ -124,20 +128,20 @@ def test_the_suspect_is_left_unchanged():
 
 
 def test_families_take_turns():
-    """A run of perturbations alone repeats the first round of both, and not the second."""
-    both, perturbation, pattern = (
+    """A run of perturbations alone repeats the first round of all, and not the second."""
+    both, perturbation, patch = (
         [epoch["collapse"] for epoch in purified(families=families, rounds=2).history["unlearn"].epochs]
-        for families in ("both", "perturbation", "pattern")
+        for families in ("both", "perturbation", "patch")
     )
-    assert both[0] == perturbation[0] != pattern[0]
+    assert both[0] == perturbation[0] != patch[0]
     assert both[1] != perturbation[1]
 
 
 def test_measures_and_pictures_are_there(reference):
     for measures in (reference.before, reference.after):
-        assert set(measures) == {"collapse_perturbation", "collapse_pattern", "pattern_size", "clean_similarity"}
+        assert set(measures) == {"collapse_perturbation", "collapse_patch", "clean_similarity"}
         assert all(-1 <= value <= 1 for value in measures.values())
-    names = {f"{name}-{when}" for name in ("perturbation", "pattern", "mask") for when in ("before", "after")}
+    names = {f"{name}-{when}" for name in ("perturbation", "patch") for when in ("before", "after")}
     assert set(reference.pictures) == names
     for picture in reference.pictures.values():
         assert picture.shape == (3, 32, 32)
@@ -158,13 +162,11 @@ def classifier():
     return untrained("small-cnn", kind="classifier", image_size=32, normalization="half", classes=10)
 
 
-def test_the_consistency_weight_that_is_left_out_depends_on_the_kind(reference):
-    assert torch.equal(weights(purified(consistency_weight=1.0).network), weights(reference.network))
-    left_out, ten = (
-        UAU(**SHORT, consistency_weight=weight).purify(classifier(), defender_images(), Engine(device="cpu")).network
-        for weight in (None, 10.0)
-    )
-    assert torch.equal(weights(left_out), weights(ten))
+def test_what_collapses_little_is_left_alone():
+    """With a threshold that nothing reaches, only clean images are shown, and their features stay where they are."""
+    left_alone = purified(minimum_collapse=1.0, weight_decay=0.0)
+    assert left_alone.after["clean_similarity"] > purified().after["clean_similarity"]
+    assert left_alone.after["clean_similarity"] > 0.999
 
 
 def test_a_classifier_is_examined_at_its_logits_or_before_its_head():
@@ -204,7 +206,7 @@ def test_a_search_that_finds_nothing_is_a_result_and_a_finding():
     suspect = small_encoder()
     suspect.backbone = Noise()
     result = UAU(**SHORT).purify(suspect, defender_images(), Engine(device="cpu"))
-    assert max(result.before["collapse_perturbation"], result.before["collapse_pattern"]) < 0.5
+    assert max(result.before["collapse_perturbation"], result.before["collapse_patch"]) < 0.5
     assert [finding.rule for finding in result.findings] == ["uau-nothing-found"]
     assert result.findings[0].evidence == {
         name: value for name, value in result.before.items() if name != "clean_similarity"

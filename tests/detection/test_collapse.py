@@ -20,7 +20,7 @@ def examined(network, **options):
 @pytest.mark.slow
 def test_the_backdoored_encoder_stands_out_from_the_clean_one(encoders):
     clean, backdoored = examined(encoders.clean), examined(encoders.backdoored)
-    assert backdoored["pattern_size"] < clean["pattern_size"] / 3
+    assert backdoored["collapse_patch"] > clean["collapse_patch"] + 0.3
     assert backdoored["collapse_perturbation"] > clean["collapse_perturbation"] + 0.5
 
 
@@ -30,9 +30,10 @@ def test_options_seed_and_pictures():
     assert first.metrics == examined(network, steps=2)
     assert first.metrics != examined(network, steps=4)
     assert first.metrics != examined(network, steps=2, batch_size=32)
+    assert first.metrics != examined(network, steps=2, starts=3)
     other = FeatureCollapse(steps=2).examine(network, defender_images(), Engine(device="cpu", seed=1))
     assert first.metrics != other.metrics
-    assert set(first.pictures) == {"perturbation", "pattern", "mask"}
+    assert set(first.pictures) == {"perturbation", "patch"}
     for picture in first.pictures.values():
         assert picture.shape == (3, 32, 32)
         assert 0 <= float(picture.min()) <= float(picture.max()) <= 1

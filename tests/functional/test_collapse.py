@@ -11,11 +11,10 @@ from torch import nn
 from sanitize.errors import TrainingError
 from sanitize.functional.collapse import (
     FAMILIES,
-    Pattern,
-    Perturbation,
+    Patches,
+    Perturbations,
     centred_collapse,
     fresh_search,
-    new_change,
     search,
     unlearning_losses,
 )
@@ -58,6 +57,10 @@ def images() -> torch.Tensor:
     return 0.3 + 0.4 * torch.rand(40, 3, SIZE, SIZE, generator=generator(3))
 
 
+def start(family: str, bound: float, drawn: torch.Generator):
+    return Perturbations.start(8, SIZE, bound, drawn) if family == "perturbation" else Patches.start(SIZE, 1 / 4, drawn)
+
+
 def find(network, images, family="perturbation", bound=0.15, seed=0, **options):
     with torch.no_grad():
         centre = network(images).mean(dim=0)
@@ -65,7 +68,7 @@ def find(network, images, family="perturbation", bound=0.15, seed=0, **options):
         network,
         lambda indices: images[indices],
         len(images),
-        lambda drawn: new_change(family, SIZE, bound, drawn),
+        lambda drawn: start(family, bound, drawn),
         centre,
         generator(seed),
         **{"batch_size": 16} | options,
@@ -75,6 +78,9 @@ def find(network, images, family="perturbation", bound=0.15, seed=0, **options):
 def test_collapse_equals_a_plain_loop():
     features, centre = torch.randn(7, 5, generator=generator()), torch.randn(5, generator=generator(1))
     assert float(centred_collapse(features, centre)) == pytest.approx(slow_collapse(features, centre), abs=1e-6)
+    several = torch.randn(3, 7, 5, generator=generator(2))
+    expected = [slow_collapse(one, centre) for one in several]
+    assert centred_collapse(several, centre).tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_collapse_at_known_points():
@@ -95,36 +101,71 @@ def test_collapse_has_the_right_gradient_and_pulls_features_together():
     assert centred_collapse(features + 0.1 * gradient, centre) > centred_collapse(features, centre)
 
 
-def test_a_perturbation_stays_in_its_bound_and_the_image_in_range(images):
-    change = Perturbation(SIZE, 0.1, generator())
-    assert float(change.delta.detach().abs().max()) <= 0.1 / 4
+def test_perturbations_stay_in_their_bound_and_images_in_range(images):
+    changes = Perturbations.start(4, SIZE, 0.1, generator())
+    assert changes.values.shape == (4, 3, SIZE, SIZE)
+    assert float(changes.values.detach().abs().max()) <= 0.1 / 4
     with torch.no_grad():
-        change.delta += torch.randn(change.delta.shape, generator=generator())
-    change.project_()
-    assert float(change.delta.detach().abs().max()) == pytest.approx(0.1)
-    assert torch.equal(change(images), torch.clamp(images + change.delta, 0, 1))
-    assert float(change(torch.ones(1, 3, SIZE, SIZE)).detach().max()) <= 1
-    assert float(change.penalty()) == 0
+        changes.values += torch.randn(changes.values.shape, generator=generator())
+    changes.project_()
+    assert float(changes.values.detach().abs().max()) == pytest.approx(0.1)
+    shown = changes(images)
+    for candidate in range(4):
+        assert torch.equal(shown[candidate], torch.clamp(images + changes.values[candidate], 0, 1))
+    assert float(changes(torch.ones(1, 3, SIZE, SIZE)).detach().max()) <= 1
 
 
-def test_a_pattern_is_laid_over_by_its_mask(images):
-    change = Pattern(SIZE, generator())
-    mask, picture = torch.sigmoid(change.raw_mask).detach(), torch.sigmoid(change.raw_picture).detach()
-    shown = change(images).detach()
-    for n, c, y, x in [(0, 0, 0, 0), (3, 2, 5, 1), (39, 1, 7, 7)]:
-        m = float(mask[0, 0, y, x])
-        assert float(shown[n, c, y, x]) == pytest.approx(
-            (1 - m) * float(images[n, c, y, x]) + m * float(picture[0, c, y, x])
-        )
-    assert float(change.penalty().detach()) == pytest.approx(float(mask.mean()))
+def test_a_varied_perturbation_is_up_to_three_times_as_strong():
+    changes = Perturbations(torch.full((2, 3, SIZE, SIZE), 0.05), 0.1)
+    strength = changes.varied(torch.full((200, 3, SIZE, SIZE), 0.5), generator()).detach() - 0.5
+    each = strength[:, 0, 0, 0]
+    assert torch.allclose(strength, each[:, None, None, None].expand_as(strength))
+    assert 0.05 <= float(each.min()) < 0.06 < 0.14 < float(each.max()) <= 0.15 + 1e-6
+
+
+def slow_patch(image: torch.Tensor, colours: torch.Tensor, row: int, column: int) -> torch.Tensor:
+    shown = image.clone()
+    for c in range(3):
+        for y in range(colours.shape[1]):
+            for x in range(colours.shape[2]):
+                shown[c, row + y, column + x] = 1 / (1 + math.exp(-float(colours[c, y, x])))
+    return shown
+
+
+def test_patches_are_laid_at_their_places(images):
+    changes = Patches.start(SIZE, 3 / 8, generator())
+    assert changes.places.tolist() == [[y, x] for y in (0, 3, 5) for x in (0, 3, 5)]  # the last ones end at the rim
+    shown = changes(images[:5]).detach()
+    assert shown.shape == (9, 5, 3, SIZE, SIZE)
+    for candidate, number in [(0, 0), (4, 3), (8, 4), (5, 1)]:
+        row, column = changes.places[candidate].tolist()
+        expected = slow_patch(images[number], changes.values[candidate].detach(), row, column)
+        assert torch.allclose(shown[candidate, number], expected, atol=1e-6)
+
+
+def test_a_varied_patch_is_at_random_places_all_over_the_image(images):
+    changes = Patches.start(SIZE, 1 / 4, generator()).select(torch.tensor([5]))
+    grey = torch.full((300, 3, SIZE, SIZE), 2.0)  # a value that no patch has
+    shown = changes.varied(grey, generator(1)).detach()
+    places = {tuple((one[0] != 2).nonzero()[0].tolist()) for one in shown}
+    assert places == {(y, x) for y in range(SIZE - 1) for x in range(SIZE - 1)}
+    row, column = (shown[7, 0] != 2).nonzero()[0].tolist()
+    assert torch.allclose(shown[7], slow_patch(grey[7], changes.values[0].detach(), row, column), atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_selected_candidates_are_copies(images, family):
+    changes = start(family, 0.1, generator())
+    some = changes.select(torch.tensor([3, 1]))
+    assert torch.equal(some(images), changes(images)[[3, 1]])
     with torch.no_grad():
-        change.raw_mask.fill_(-100)
-    assert torch.equal(change(images), images)
+        some.values.zero_()
+    assert float(changes.values.detach().abs().min()) > 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pictures_can_be_shown(family):
-    for picture in new_change(family, SIZE, 0.1, generator()).pictures().values():
+    for picture in start(family, 0.1, generator()).pictures().values():
         assert picture.shape == (3, SIZE, SIZE)
         assert not picture.requires_grad
         assert float(picture.min()) >= 0
@@ -137,14 +178,37 @@ def test_the_search_finds_a_hidden_perturbation(images):
     found = find(network, images)
     assert nothing.collapse < 0.2
     assert found.collapse > 0.9
-    signs = found.change.delta.flatten().sign()
+    assert len(found.changes.values) == 1
+    signs = found.changes.values.flatten().sign()
     assert float((signs == network.hidden).float().mean()) > 0.9
 
 
-def test_the_search_finds_a_pattern_smaller_than_the_image(images):
-    found = find(Backdoored(), images, "pattern", steps=40)
+class Marked(nn.Module):
+    """Random features, but where a corner is much brighter in red than in blue."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection = nn.Linear(3 * SIZE * SIZE, 6, bias=False)
+        self.projection.weight.data = torch.randn(6, 3 * SIZE * SIZE, generator=generator(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        corner = images[:, :, -2:, :2].mean(dim=(2, 3))
+        drive = 9 * torch.relu(corner[:, :1] - corner[:, 2:] - 0.4)
+        return torch.cat([torch.cos(self.projection((images - 0.5).flatten(1))), drive], dim=1)
+
+
+def test_the_search_finds_the_place_of_a_patch(images):
+    network = Marked()
+    found = find(network, images, "patch")
+    assert found.changes.places.tolist() == [[SIZE - 2, 0]]
     assert found.collapse > 0.7
-    assert found.penalty < 0.3  # it starts near a half
+    red, _, blue = found.changes.values[0].sigmoid().mean(dim=(1, 2)).tolist()
+    assert red > blue + 0.4
+
+
+def test_more_candidates_are_searched_in_groups_with_the_same_result(images):
+    small, large = (find(Marked(), images, "patch", batch_size=size) for size in (2, 400))
+    assert torch.allclose(small.changes.values, large.changes.values, atol=1e-4)  # 16 candidates of 8, 16, 32 images
 
 
 def test_a_search_that_finds_nothing_is_a_result(images):
@@ -165,9 +229,8 @@ def test_the_network_gets_no_gradient(images):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_search_depends_on_the_generator_alone(images, family):
     first, again, other = (find(Backdoored(), images, family, seed=seed, steps=3) for seed in (1, 1, 2))
-    for one, same, different in zip(*(found.change.parameters() for found in (first, again, other)), strict=True):
-        assert torch.equal(one, same)
-        assert not torch.equal(one, different)
+    assert torch.equal(first.changes.values, again.changes.values)
+    assert not torch.equal(first.changes.values, other.changes.values)
 
 
 def test_nan_leads_to_one_new_start_and_then_to_an_error(images):
@@ -180,7 +243,7 @@ def test_nan_leads_to_one_new_start_and_then_to_an_error(images):
             return super().forward(shown) * (float("nan") if calls <= self.sick_calls else 1.0)
 
     network = Sick()
-    network.sick_calls = 2  # the centre, and one step of the first start
+    network.sick_calls = 2  # the centre, and the first step of the first start
     with torch.no_grad():
         centre = Backdoored()(images).mean(dim=0)
     calls = 1
@@ -188,29 +251,31 @@ def test_nan_leads_to_one_new_start_and_then_to_an_error(images):
         network,
         lambda indices: images[indices],
         len(images),
-        lambda drawn: new_change("perturbation", SIZE, 0.15, drawn),
+        lambda drawn: start("perturbation", 0.15, drawn),
         centre,
         generator(),
         steps=4,
     )
-    assert calls == 1 + 2 * 5
+    assert calls == 1 + 2 * (3 * 4 + 1)  # three parts of four steps and a measurement, twice
     assert math.isfinite(found.collapse)
     network.sick_calls = 10**6
     with pytest.raises(TrainingError, match="NaN twice"):
         find(network, images)
 
 
-def test_fresh_searches_take_the_better_of_two(images):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fresh_searches_look_for_small_changes_only(images, family):
     network = Backdoored()
     with torch.no_grad():
         centre = network(images).mean(dim=0)
-    arguments = (network, lambda indices: images[indices], len(images), "pattern", SIZE, centre)
-    best = fresh_search(*arguments, generator(), steps=5, batch_size=16)
-    drawn = generator()
-    both = [search(*arguments[:3], lambda g: Pattern(SIZE, g), centre, drawn, steps=5, batch_size=16) for _ in range(2)]
-    assert best.collapse - best.penalty == max(one.collapse - one.penalty for one in both)
-    gentle = fresh_search(*arguments[:3], "perturbation", *arguments[4:], generator(), steps=5, batch_size=16)
-    assert float(gentle.change.delta.abs().max()) <= 0.05 + 1e-7
+    arguments = (network, lambda indices: images[indices], len(images), family, SIZE, centre)
+    found = fresh_search(*arguments, generator(), steps=2, batch_size=16)
+    if family == "perturbation":
+        assert float(found.changes.values.abs().max()) <= 0.05 + 1e-7
+        fewer = fresh_search(*arguments, generator(), steps=2, batch_size=16, starts=2)
+        assert not torch.equal(found.changes.values, fewer.changes.values)
+    else:
+        assert found.changes.values.shape == (1, 3, 1, 1)
 
 
 def test_the_unlearning_losses_equal_plain_loops_and_pull_towards_the_anchor():
