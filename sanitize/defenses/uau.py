@@ -70,8 +70,8 @@ class UAU(Purifier):
     layer: Literal["output", "features"] = Field(
         "output", description="where a classifier is examined: its logits, or the features before its head"
     )
-    starts: int = Field(16, ge=1, description="perturbations that a search begins with; patches tile the image")
-    search_steps: int = Field(6, ge=1, description="steps of Adam in each of the three parts of a search")
+    starts: int = Field(8, ge=1, description="perturbations that a search begins with; patches tile the image")
+    search_steps: int = Field(12, ge=1, description="steps of Adam in each of the three parts of a search")
     minimum_collapse: float = Field(
         0.6, ge=-1, le=1, description="changes whose collapse is less are taken for nobody's work, and not unlearned"
     )
@@ -92,9 +92,7 @@ class UAU(Purifier):
     consistency_weight: float = Field(10.0, ge=0, description="clean images look as in the suspect")
     unlearn_weight: float = Field(10.0, ge=0, description="u: changed images look as they do unchanged in the suspect")
     centred: bool = Field(False, description="cosines of the unlearning are taken around the mean clean feature")
-    evidence_steps: int = Field(
-        12, ge=1, description="as search_steps, of the searches that measure, before and after"
-    )
+    evidence_steps: int = Field(20, ge=1, description="as search_steps, of the searches that measure, before and after")
     minimum_clean_similarity: float = Field(
         0.5,
         ge=-1,
