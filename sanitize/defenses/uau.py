@@ -71,7 +71,7 @@ class UAU(Purifier):
         "output", description="where a classifier is examined: its logits, or the features before its head"
     )
     starts: int = Field(8, ge=1, description="perturbations that a search begins with; patches tile the image")
-    search_steps: int = Field(12, ge=1, description="steps of Adam in each of the three parts of a search")
+    search_steps: int = Field(8, ge=1, description="steps of Adam in each of the three parts of a search")
     minimum_collapse: float = Field(
         0.6, ge=-1, le=1, description="changes whose collapse is less are taken for nobody's work, and not unlearned"
     )
@@ -92,7 +92,7 @@ class UAU(Purifier):
     consistency_weight: float = Field(10.0, ge=0, description="clean images look as in the suspect")
     unlearn_weight: float = Field(10.0, ge=0, description="u: changed images look as they do unchanged in the suspect")
     centred: bool = Field(False, description="cosines of the unlearning are taken around the mean clean feature")
-    evidence_steps: int = Field(20, ge=1, description="as search_steps, of the searches that measure, before and after")
+    evidence_steps: int = Field(12, ge=1, description="as search_steps, of the searches that measure, before and after")
     minimum_clean_similarity: float = Field(
         0.5,
         ge=-1,
@@ -246,23 +246,25 @@ class _Pool:
             "patch": (SMALL_PATCH, LARGE_PATCH),
         }[method.families]
         self._rounds = 0
+        self._latest: dict[int, Changes] = {}  # by turn: as the network learns, what is left of a change lies near it
         self._found: list[Changes] = []
 
     def before_epoch(self, network: nn.Module, generator: torch.Generator) -> dict[str, float]:
         """Search one more."""
-        share = self._turns[self._rounds % len(self._turns)]
+        turn = self._rounds % len(self._turns)
         with self._engine.fabric.autocast():
             found = search(
                 network,
                 self._images.pixels,
                 len(self._images),
-                lambda drawn: self._start(share, drawn),
+                lambda drawn: self._start(turn, drawn),
                 self._centre,
                 generator,
                 steps=self._method.search_steps,
                 batch_size=self._method.batch_size,
             )
         self._rounds += 1
+        self._latest[turn] = found.changes
         if found.collapse >= self._method.minimum_collapse:
             self._found = [*self._found, found.changes][-self._method.pool_size :]
         return {"collapse": found.collapse}
@@ -278,22 +280,31 @@ class _Pool:
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {"rounds": self._rounds, "found": [changes.state_dict() for changes in self._found]}
+        return {
+            "rounds": self._rounds,
+            "latest": {turn: changes.state_dict() for turn, changes in self._latest.items()},
+            "found": [changes.state_dict() for changes in self._found],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From the checkpoint."""
         self._rounds = state["rounds"]
-        self._found = [self._restored(values).to(self._centre.device) for values in state["found"]]
+        self._latest = {turn: self._restored(values) for turn, values in state["latest"].items()}
+        self._found = [self._restored(values) for values in state["found"]]
 
-    def _start(self, share: float | None, generator: torch.Generator) -> Changes:
+    def _start(self, turn: int, generator: torch.Generator) -> Changes:
+        share, latest = self._turns[turn], self._latest.get(turn)
         if share is None:
-            return Perturbations.start(self._method.starts, self._image_size, self._method.bound, generator)
-        return Patches.start(self._image_size, share, generator)
+            started = Perturbations.start(self._method.starts, self._image_size, self._method.bound, generator)
+            perturbations = started.to(self._centre.device)
+            return perturbations.joined(latest) if isinstance(latest, Perturbations) else perturbations
+        patches = Patches.start(self._image_size, share, generator).to(self._centre.device)
+        return patches.joined(latest) if isinstance(latest, Patches) else patches
 
     def _restored(self, values: dict[str, Tensor]) -> Changes:
         if "places" in values:
-            return Patches(values["values"], values["places"], self._image_size)
-        return Perturbations(values["values"], self._method.bound)
+            return Patches(values["values"], values["places"], self._image_size).to(self._centre.device)
+        return Perturbations(values["values"], self._method.bound).to(self._centre.device)
 
 
 def _require_different(features: Tensor) -> None:

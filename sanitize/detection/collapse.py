@@ -40,7 +40,7 @@ class FeatureCollapse(ModelDetector):
     alarming: ClassVar[Mapping[str, Alarm]] = {"collapse_perturbation": "high", "collapse_patch": "high"}
 
     starts: int = Field(8, ge=1, description="perturbations that the search begins with; patches tile the image")
-    steps: int = Field(20, ge=1, description="steps of Adam in each of the three parts of a search")
+    steps: int = Field(12, ge=1, description="steps of Adam in each of the three parts of a search")
     batch_size: int = Field(64, ge=2, description="images of the last measurement; memory grows with it")
 
     def examine(self, network: Network, data: ImageSet, engine: Engine) -> Evidence:

@@ -11,7 +11,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -74,8 +74,12 @@ class Changes(nn.Module):
         """
 
     @abstractmethod
-    def select(self, which: Tensor) -> Changes:
+    def select(self, which: Tensor) -> Self:
         """Some of the candidates, copied; `which` are their indices."""
+
+    @abstractmethod
+    def joined(self, others: Self) -> Self:
+        """These candidates and, after them, others of the same kind; copied."""
 
     @abstractmethod
     def project_(self) -> None:
@@ -124,9 +128,13 @@ class Perturbations(Changes):
         """See `Changes`."""
         return (images + self.values[:, None]).clamp(0, 1)
 
-    def select(self, which: Tensor) -> Perturbations:
+    def select(self, which: Tensor) -> Self:
         """See `Changes`."""
-        return Perturbations(self.values.detach()[which].clone(), self.bound)
+        return type(self)(self.values.detach()[which].clone(), self.bound)
+
+    def joined(self, others: Self) -> Self:
+        """See `Changes`."""
+        return type(self)(torch.cat([self.values.detach(), others.values.detach()]), self.bound)
 
     @torch.no_grad()
     def project_(self) -> None:
@@ -153,7 +161,7 @@ class Patches(Changes):
     """
 
     step_size = 0.5
-    first_images = 4
+    first_images = 8
     places: Tensor
 
     def __init__(self, values: Tensor, places: Tensor, image_size: int) -> None:
@@ -178,9 +186,14 @@ class Patches(Changes):
         laid = _laid(shown, colours, self.places.repeat_interleave(number, dim=0))
         return laid.view(count, number, *images.shape[1:])
 
-    def select(self, which: Tensor) -> Patches:
+    def select(self, which: Tensor) -> Self:
         """See `Changes`."""
-        return Patches(self.values.detach()[which].clone(), self.places[which], self.image_size)
+        return type(self)(self.values.detach()[which].clone(), self.places[which], self.image_size)
+
+    def joined(self, others: Self) -> Self:
+        """See `Changes`."""
+        values = torch.cat([self.values.detach(), others.values.detach()])
+        return type(self)(values, torch.cat([self.places, others.places]), self.image_size)
 
     def project_(self) -> None:
         """The sigmoid keeps colours in range."""
@@ -229,7 +242,7 @@ def search(
     centre: Tensor,
     generator: torch.Generator,
     *,
-    steps: int = 12,
+    steps: int = 8,
     batch_size: int = 64,
 ) -> Found:
     """Search a change that makes the network's outputs for different images collapse: Adam, with successive halving.
@@ -321,7 +334,7 @@ def fresh_search(
     generator: torch.Generator,
     *,
     starts: int = 8,
-    steps: int = 20,
+    steps: int = 12,
     batch_size: int = 64,
 ) -> Found:
     """How easily a network's outputs collapse, to compare networks by: longer searches, for small changes only.

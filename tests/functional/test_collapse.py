@@ -158,8 +158,11 @@ def test_selected_candidates_are_copies(images, family):
     changes = start(family, 0.1, generator())
     some = changes.select(torch.tensor([3, 1]))
     assert torch.equal(some(images), changes(images)[[3, 1]])
+    joined = some.joined(changes)
+    assert torch.equal(joined(images), torch.cat([some(images), changes(images)]))
     with torch.no_grad():
         some.values.zero_()
+        joined.values.zero_()
     assert float(changes.values.detach().abs().min()) > 0
 
 
