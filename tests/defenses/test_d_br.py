@@ -11,9 +11,9 @@ import torch
 
 from sanitize import DBR
 from sanitize.data import ImageSet, Trigger, load_images
-from sanitize.defenses.d_br import unlikelihood
 from sanitize.errors import ConfigError, DataError
 from sanitize.evaluation import ClassifierEvaluator
+from sanitize.functional.unlikelihood import unlikelihood
 from sanitize.suspects import read_tensors, rebuild
 from sanitize.training import Engine, NullRecorder
 from sanitize.types import Normalization
@@ -65,7 +65,8 @@ def reference() -> torch.Tensor:
 def test_unlikelihood_is_that_of_a_loop():
     logits = 3 * torch.randn(40, 5, generator=torch.Generator().manual_seed(0)).double()
     labels = torch.arange(40) % 5
-    values = [-torch.log(1 - row.softmax(0)[y]) for row, y in zip(logits, labels, strict=True) if row.argmax() == y]
+    chances = [row.softmax(0)[y] for row, y in zip(logits, labels, strict=True)]
+    values = [-torch.log(1 - chance) for chance in chances if chance > 1 / 5]
     loss, matching = unlikelihood(logits, labels)
     torch.testing.assert_close(loss.double(), torch.stack(values).mean(), rtol=1e-5, atol=0)
     assert float(matching) == pytest.approx(len(values) / 40)
@@ -88,6 +89,14 @@ def test_unlikelihood_leaves_alone_what_is_unlearned():
     loss, matching = unlikelihood(logits, torch.tensor([0, 0]))
     assert loss.item() == matching.item() == 0
     assert torch.autograd.grad(loss, logits)[0].abs().sum() == 0
+
+
+def test_unlikelihood_goes_on_below_the_other_answers_down_to_chance():
+    logits = torch.tensor([[1.0, 1.2, 0.0, 0.0], [0.0, 0.2, 0.1, 0.1]], requires_grad=True)
+    loss, holding = unlikelihood(logits, torch.tensor([0, 0]))
+    slope = torch.autograd.grad(loss, logits)[0]
+    assert holding.item() == 0.5
+    assert slope[0, 0] > 0.3 and slope[1].abs().sum() == 0
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: next(iter(option)))
@@ -252,5 +261,5 @@ def test_the_backdoor_of_a_suspect_that_others_made_is_removed():
     assert before["attack_success_rate"] > 0.95
     assert result.destroyed is None
     assert result.after["poison_match_rate"] < 0.15
-    assert after["attack_success_rate"] <= 0.06  # 0.052 on all test images, see docs/methods/d-br.md
+    assert after["attack_success_rate"] <= 0.05  # 0.029 on all test images, see docs/methods/d-br.md
     assert after["clean_accuracy"] >= before["clean_accuracy"] - 0.03
