@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
-from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
 from sanitize.data import DeviceImages, ImageSet
 from sanitize.detection.base import DataDetector, Paper, Scores, Split
 from sanitize.errors import ArchitectureError, ConfigError, DataError
 from sanitize.functional.consistency import Transformation, feature_consistency, transform
+from sanitize.functional.two_groups import MINIMUM_GROUP, TwoGroups, stands_out, two_groups
 from sanitize.suspects.heads import find_head, remove_head
 from sanitize.suspects.networks import Network
 from sanitize.training import Engine
 from sanitize.types import ModelKind
 
-MINIMUM_GROUP = 50  # images that a mixture of two is fitted to; smaller classes are not judged
 COLLAPSED = 0.1  # share of images whose features do not move at all, above which the features say nothing
-BIC_GAIN = 2.0  # "positive" on the scale of Kass and Raftery, J. Am. Stat. Assoc. 90, 1995
-SMALLER = 0.05  # share of a class that the smaller group must have: a mixture also takes a few outliers for a group
-POISONED, CLEAN = 0.9, 0.05  # posterior of the upper component
 
 
 class FCT(DataDetector):
@@ -37,9 +32,10 @@ class FCT(DataDetector):
     or one that was trained on the data for a moment and without augmentation.
 
     The decision ``auto`` fits, for each observed label, one and two normal distributions to the logarithm of the
-    scores. Two count where they explain the scores better (BIC) and lie apart (Ashman's D); then the upper one is
-    the poison. Otherwise the answer is "no evidence". ``quota`` takes the highest and lowest shares of all images, as
-    the paper does, and so always finds poison.
+    scores. Two count where they explain the scores better (BIC) and lie apart (Ashman's D), or where they overlap and
+    explain this class so much better than the other classes that chance is excluded (Student's t); then the upper one
+    is the poison. Otherwise the answer is "no evidence". ``quota`` takes the highest and lowest shares of all images,
+    as the paper does, and so always finds poison.
 
     Differs from the paper:
         - The decision comes from the distribution of the scores by default, not from fixed shares.
@@ -82,10 +78,22 @@ class FCT(DataDetector):
         json_schema_extra={"paper": 0.2},
     )
     poisoned_share: float = Field(0.05, gt=0, lt=1, description="quota: share of all images that is called poisoned")
+    per_class: bool = Field(
+        False,
+        description="quota: the clean share is taken of each observed label, so that no class is missing",
+        json_schema_extra={"paper": "not there"},
+    )
     separation: float = Field(
         2.0,
         ge=0,
-        description="auto: Ashman's D of the two distributions, at least",
+        description="auto: Ashman's D of the two distributions, at least, in a class that is judged by itself",
+        json_schema_extra={"paper": "not used"},
+    )
+    significance: float = Field(
+        0.01,
+        ge=0,
+        lt=1,
+        description="auto: level of the test whether one class falls apart as no other does; 0 for no such test",
         json_schema_extra={"paper": "not used"},
     )
 
@@ -113,7 +121,7 @@ class FCT(DataDetector):
         if not bool(torch.isfinite(values).all()):
             raise DataError("fct: features are not finite for some images. Check --normalization and --data.")
         if self.decision == "quota":
-            return self._quota(values)
+            return self._quota(values, scores.labels if self.per_class else None)
         still = float((values == 0).double().mean())
         if still > COLLAPSED:
             raise DataError(
@@ -122,7 +130,7 @@ class FCT(DataDetector):
             )
         return self._auto(values, scores.labels)
 
-    def _quota(self, values: Tensor) -> Split:
+    def _quota(self, values: Tensor, labels: Tensor | None) -> Split:
         clean_share = self.clean_share or 0.2
         if clean_share + self.poisoned_share > 1:
             raise ConfigError(
@@ -130,18 +138,25 @@ class FCT(DataDetector):
             )
         order = values.argsort(stable=True)
         clean, poisoned = torch.zeros(2, len(values), dtype=torch.bool)
-        clean[order[: int(clean_share * len(values))]] = True
         poisoned[order[len(values) - int(self.poisoned_share * len(values)) :]] = True
+        for _, rows in _groups(values, labels):
+            lowest = rows[values[rows].argsort(stable=True)]
+            clean[lowest[: int(clean_share * len(rows))]] = True
+        clean &= ~poisoned  # a class may be poisoned almost wholly
         return Split(clean, poisoned, True, f"the highest {self.poisoned_share:.0%} of the scores, as asked (quota)")
 
     def _auto(self, values: Tensor, labels: Tensor | None) -> Split:
         clean, poisoned = torch.zeros(2, len(values), dtype=torch.bool)
-        found: dict[int, _Mixture] = {}
-        for label, rows in _groups(values, labels):
+        groups = dict(_groups(values, labels))
+        mixtures = {label: mixture for label, rows in groups.items() if (mixture := two_groups(values[rows]))}
+        found: dict[int, TwoGroups] = {}
+        for label, rows in groups.items():
             order = rows[values[rows].argsort(stable=True)]
             lowest = order[: max(1, int((self.clean_share or 0.5) * len(order)))]
-            mixture = _mixture(values[rows])
-            if mixture is None or not mixture.convincing(self.separation):
+            mixture = mixtures.get(label)
+            if mixture is None or not (
+                mixture.apart(self.separation) or stands_out(label, mixtures, self.significance)
+            ):
                 clean[lowest] = True
                 continue
             found[label] = mixture
@@ -160,23 +175,34 @@ class FCT(DataDetector):
 
 
 def feature_extractor(network: Network) -> Network:
-    """A copy that gives the input of the last linear layer, (N, D), instead of logits.
+    """A copy that gives the input of the layer that makes the logits, (N, D), instead of logits.
 
     Raises:
         ArchitectureError: There is no such layer.
     """
     features = copy.deepcopy(network)
-    head = find_head(features.backbone)
-    if head is None:
-        linear = [name for name, layer in features.backbone.named_modules() if isinstance(layer, nn.Linear) and name]
-        if not linear:
-            raise ArchitectureError(
-                f"{network.spec.architecture} has no linear layer that gives the logits, so that its features are not "
-                "known. Give your own --arch file.py:function whose last layer is called fc, head or classifier."
-            )
-        head = linear[-1]
-    remove_head(features.backbone, head)
+    remove_head(features.backbone, logit_layer(network))
     return features
+
+
+def logit_layer(network: Network) -> str:
+    """Dotted name, in the backbone, of the layer that makes the logits.
+
+    Raises:
+        ArchitectureError: There is no such layer.
+    """
+    head = find_head(network.backbone)
+    if head is not None:
+        return head
+    linear: list[str] = [
+        name for name, layer in network.backbone.named_modules() if name and isinstance(layer, nn.Linear)
+    ]
+    if not linear:
+        raise ArchitectureError(
+            f"{network.spec.architecture} has no linear layer that gives the logits, so that its features are not "
+            "known. Give your own --arch file.py:function whose last layer is called fc, head or classifier."
+        )
+    return linear[-1]
 
 
 class _Consistency(nn.Module):
@@ -207,38 +233,3 @@ def _groups(values: Tensor, labels: Tensor | None) -> Iterator[tuple[int, Tensor
         return
     for label in torch.nonzero(torch.bincount(labels)).flatten().tolist():
         yield label, torch.nonzero(labels == label).flatten()
-
-
-class _Mixture(NamedTuple):
-    """Two normal distributions of log scores, compared with one."""
-
-    gain: float  # of the BIC
-    separation: float  # Ashman, Bird, Zepf, Astron. J. 108, 1994: above 2 they lie apart
-    smaller: float  # share of the smaller one
-    clean_to: float
-    poisoned_from: float
-
-    def convincing(self, separation: float) -> bool:
-        return self.gain >= BIC_GAIN and self.separation >= separation and self.smaller >= SMALLER
-
-
-def _mixture(values: Tensor) -> _Mixture | None:
-    logs = values[values > 0].log().numpy()[:, None]
-    if len(logs) < MINIMUM_GROUP or float(np.ptp(logs)) == 0.0:
-        return None
-    one = GaussianMixture(1).fit(logs)
-    # Started at the quartiles, so that nothing is random.
-    start = np.quantile(logs, (0.25, 0.75))[:, None]
-    narrowest = 0.01 * float(logs.var())  # or a few equal scores would make a group
-    two = GaussianMixture(2, means_init=start, max_iter=500, reg_covar=narrowest).fit(logs)
-    means, variances = two.means_[:, 0], two.covariances_[:, 0, 0]
-    upper = int(means.argmax())
-    between = np.linspace(means.min(), means.max(), 1001)
-    posterior = two.predict_proba(between[:, None])[:, upper]
-    return _Mixture(
-        gain=float(one.bic(logs) - two.bic(logs)),
-        separation=float(np.ptp(means) * np.sqrt(2 / variances.sum())),
-        smaller=float(two.weights_.min()),
-        clean_to=float(np.exp(between[max(0, int((posterior > CLEAN).argmax()) - 1)])),
-        poisoned_from=float(np.exp(between[int((posterior > POISONED).argmax())])),
-    )

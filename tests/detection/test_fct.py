@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -37,7 +38,7 @@ def made(images: int, seed: int = 0, *, poisoned: int = 0, shift: float = 2.5, s
 
 
 def test_scores_are_those_of_a_slow_reference():
-    network, data = small_classifier(), load_images("digits#0:100")
+    network, data = small_classifier(), load_images("digits#0:60")
     engine = Engine(device="cpu")
     inputs = []
     network.backbone.fc.register_forward_hook(lambda layer, arguments, output: inputs.append(arguments[0]))
@@ -136,8 +137,49 @@ def test_the_clean_share_is_taken_from_every_class():
 
 def test_a_higher_separation_asks_for_more():
     scores, _ = made(2000, poisoned=200)
-    assert FCT(separation=2.0).split(scores).evidence
-    assert not FCT(separation=20.0).split(scores).evidence
+    assert FCT(separation=2.0, significance=0).split(scores).evidence
+    assert not FCT(separation=20.0, significance=0).split(scores).evidence
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_overlapping_poison_is_found_where_no_other_class_is_like_that(seed):
+    """As in a network that was trained for a moment: an AUROC of 0.9, and no gap between the two."""
+    scores, truth = made(3000, seed, poisoned=300, shift=0.75)
+    assert FCT(significance=0).split(scores).counts["poisoned"] == 0
+    split = FCT().split(scores)
+    assert split.classes == (0,)
+    assert (split.poisoned & truth).sum() > 0.7 * truth.sum()
+    assert (split.poisoned & truth).sum() > 0.6 * split.poisoned.sum()
+    assert (split.clean & truth).sum() <= 0.05 * truth.sum()
+
+
+def test_a_shape_that_all_classes_share_is_no_evidence():
+    """Every class has two overlapping groups, as when each class has easy and hard images: none stands out."""
+    for seed in range(5):
+        scores, _ = made(3000, seed)
+        upper = torch.rand(3000, generator=torch.Generator().manual_seed(seed)) < 0.4
+        split = FCT().split(replace(scores, values=scores.values * (0.75 * upper).exp()))
+        assert not split.evidence, split.reason
+
+
+def test_the_split_does_not_depend_on_global_generators():
+    scores, _ = made(2000, poisoned=200, shift=1.5)
+    first = FCT().split(scores)
+    np.random.seed(5)
+    assert torch.equal(FCT().split(scores).poisoned, first.poisoned)
+
+
+def test_the_quota_can_be_taken_of_each_class():
+    scores, _ = made(2000, poisoned=200)
+    split = FCT(decision="quota", per_class=True, clean_share=0.3).split(scores)
+    for label in range(10):
+        rows = scores.labels == label
+        assert int(split.clean[rows].sum()) == int(0.3 * int(rows.sum()))
+    assert split.counts["poisoned"] == 100
+    everywhere = FCT(decision="quota", clean_share=0.3).split(scores).clean
+    assert everywhere.sum() > split.clean.sum() - 10 and not torch.equal(everywhere, split.clean)
+    full = FCT(decision="quota", per_class=True, clean_share=0.95).split(scores)
+    assert not (full.clean & full.poisoned).any()
 
 
 def test_the_quota_is_exact_in_spite_of_ties():
