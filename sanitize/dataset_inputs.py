@@ -36,7 +36,7 @@ class DatasetRequest:
         model: A model of the registry that was trained on such data; None trains one.
         register: Registered data set that gets the cleaned version; that of `data` when left out.
         truth: What is poisoned, for the evaluation only: ``models:/NAME/VERSION`` or the file of a drill, or a folder
-            with a ``truth.npz`` (array `poisoned`).
+            with a ``truth.npz`` (array `poisoned`, and `boxes` where it is known where the triggers are).
         arch: Architecture of the network.
         normalization: Its normalization.
         image_size: Pixels; the size of the images when left out.
@@ -71,6 +71,7 @@ class DatasetInputs:
         network: The threat model: the suspect, or an untrained network.
         suspect: Where the threat model comes from; None where it is trained here.
         poisoned: (N,) bool, the truth; None where it is not known. Evaluation only.
+        boxes: (N, 4), where the triggers are, see `measure_windows`; None where it is not known. Evaluation only.
         fingerprint: What decides the result, by name: digests and settings.
     """
 
@@ -81,6 +82,7 @@ class DatasetInputs:
     network: Network
     suspect: Inputs | None
     poisoned: Tensor | None
+    boxes: Tensor | None
     fingerprint: dict[str, str]
 
 
@@ -130,14 +132,16 @@ def gather_dataset(
     data = replace(data, uri=f"{reference.pinned_uri}{rows}" if reference else request.data)
     _check_data(data, detector)
     network = suspect.suspect.network if suspect else _untrained(request, trainer, data, seed)
+    labelled = data if data.labels is not None else None
     if detector.kind == "classifier":
         training_labels(data, detector.name, classes=network.spec.output_size)
     else:
         data = data.without_labels()
     if suspect is None:
         rehearse(lambda engine: trainer.train(copy.deepcopy(network), data, engine), seed=seed)
-    _check_retraining(request, network, store, folder / "test")
+    _check_retraining(request, network, labelled, store, folder / "test")
     poisoned = _truth(request.truth, data, store) if request.truth else None
+    boxes = _boxes(request.truth, data) if request.truth else None
     spec = network.spec
     return DatasetInputs(
         data=data,
@@ -147,6 +151,7 @@ def gather_dataset(
         network=network,
         suspect=suspect,
         poisoned=poisoned,
+        boxes=boxes,
         fingerprint={
             "data": data.sha256,
             "registered data set": name,
@@ -189,7 +194,9 @@ def _target(request: DatasetRequest, reference: ModelReference | None) -> str:
     return name
 
 
-def _check_retraining(request: DatasetRequest, network: Network, store: Store, folder: Path) -> None:
+def _check_retraining(
+    request: DatasetRequest, network: Network, labelled: ImageSet | None, store: Store, folder: Path
+) -> None:
     if request.register_model is None:
         if request.test_data or request.triggers:
             raise ConfigError("--test-data and --trigger are for the network that --retrain trains; ask for it.")
@@ -205,12 +212,11 @@ def _check_retraining(request: DatasetRequest, network: Network, store: Store, f
         if request.test_data
         else None
     )
-    evaluator_for(spec.kind, probe_data=None, test_data=test_data, triggers=triggers).check(spec)
+    evaluator_for(spec.kind, probe_data=labelled, test_data=test_data, triggers=triggers).check(spec)
 
 
 def _check_data(data: ImageSet, detector: DataDetector) -> None:
-    if len(data) < detector.minimum_images:
-        raise DataError(f"{detector.name} needs at least {detector.minimum_images} images; {data.uri} has {len(data)}.")
+    detector.check(data)
     if detector.kind == "classifier":
         data.require_labels(detector.name)
 
@@ -228,12 +234,12 @@ def _untrained(request: DatasetRequest, trainer: Trainer, data: ImageSet, seed: 
 
 def _truth(named: str, data: ImageSet, store: Store) -> Tensor:
     """Which images are poisoned, (N,) bool; refused where it is about other data."""
-    path = Path(named).expanduser()
-    arrays = path / "truth.npz" if path.is_dir() else path
     labels = None
-    if not named.startswith("models:/") and arrays.suffix == ".npz":
-        poisoned = _read_truth_file(arrays)
+    file = _truth_file(named)
+    if file is not None:
+        poisoned = torch.from_numpy(_array(file, "poisoned", np.bool_, ()))
     else:
+        path = Path(named).expanduser()
         if not named.startswith("models:/") and not path.is_file():
             raise DataError(
                 f"--truth {named}: there is no such file, folder with a truth.npz, or models:/NAME/VERSION."
@@ -250,14 +256,35 @@ def _truth(named: str, data: ImageSet, store: Store) -> Tensor:
     return poisoned
 
 
-def _read_truth_file(path: Path) -> Tensor:
+def _boxes(named: str, data: ImageSet) -> Tensor | None:
+    """Where the triggers are, (N, 4), if a truth.npz tells it."""
+    file = _truth_file(named)
+    if file is None:
+        return None
+    with np.load(file, allow_pickle=False) as arrays:
+        if "boxes" not in arrays:
+            return None
+    boxes = _array(file, "boxes", np.int64, (4,))
+    if len(boxes) != len(data):
+        raise DataError(f"--truth {file}: `boxes` has {len(boxes)} rows, and the data has {len(data)} images.")
+    return torch.from_numpy(boxes)
+
+
+def _truth_file(named: str) -> Path | None:
+    path = Path(named).expanduser()
+    arrays = path / "truth.npz" if path.is_dir() else path
+    return arrays if not named.startswith("models:/") and arrays.suffix == ".npz" else None
+
+
+def _array(path: Path, name: str, kind: type, columns: tuple[int, ...]) -> np.ndarray:
+    wanted = f"{np.dtype(kind)} (N, 4)" if columns else f"{np.dtype(kind)} (N,)"
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            poisoned = np.asarray(arrays["poisoned"])
+            values = np.asarray(arrays[name])
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise DataError(
-            f"--truth {path} has no readable array `poisoned` ({error}): bool, one value an image."
+            f"--truth {path} has no readable array `{name}` ({error}): {wanted}, one row an image."
         ) from error
-    if poisoned.dtype != np.bool_ or poisoned.ndim != 1:
-        raise DataError(f"--truth {path}: `poisoned` is {poisoned.dtype} {poisoned.shape}, not bool (N,).")
-    return torch.from_numpy(poisoned)
+    if values.dtype != kind or values.ndim != 1 + len(columns) or values.shape[1:] != columns:
+        raise DataError(f"--truth {path}: `{name}` is {values.dtype} {values.shape}, not {wanted}.")
+    return values

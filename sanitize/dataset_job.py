@@ -17,23 +17,31 @@ import pyarrow.parquet as pq
 from sanitize.data import ImageSet
 from sanitize.dataset_inputs import DatasetInputs, DatasetRequest, gather_dataset, retraining_request
 from sanitize.detection import DataDetector, Scores, Split, detector_named
+from sanitize.detection.window_search import WindowScores
 from sanitize.environment import environment, tool
 from sanitize.errors import DataError
 from sanitize.evaluation import Policy
-from sanitize.evaluation.filtering import judge_data, measure_filtering
+from sanitize.evaluation.filtering import judge_data, measure_filtering, measure_windows
 from sanitize.publication import described_data, described_method, record_settings
 from sanitize.reporting import description, render, write
-from sanitize.reporting.evidence import gallery, histogram
+from sanitize.reporting.evidence import pictures
 from sanitize.tracking import RunRecorder, Store, deep_links, mark_interrupted, ui_command
 from sanitize.tracking.clean_data import release_data
-from sanitize.trainers import Supervised, Trainer
+from sanitize.trainers import SimCLR, Supervised, Trainer
 from sanitize.training import Display, Engine
 from sanitize.training_job import TrainingJob
-from sanitize.types import RESIZE_RULE, Finding, Report, Severity
+from sanitize.types import RESIZE_RULE, Finding, ModelKind, Report, Severity
 from sanitize.workdir import DEFAULT_PARENT, Workdir
 
 WARM_UP = {"epochs": 2, "batch_size": 64, "learning_rate": 0.01, "crop_padding": 0, "flip": 0.0}
-"""Of the training without a suspect model: short, so that the backdoor is learned and little else, unaugmented."""
+"""Of a classifier's training without a suspect: short, so that the backdoor is learned and little else, unaugmented."""
+SELF_SUPERVISED = {"epochs": 100, "batch_size": 128, "learning_rate": 0.06}
+"""Of an encoder's training without a suspect: as many epochs as PoisonCAM found enough to search by (its Table III)."""
+TRAININGS: dict[ModelKind, tuple[type[Trainer], dict[str, Any]]] = {
+    "classifier": (Supervised, WARM_UP),
+    "encoder": (SimCLR, SELF_SUPERVISED),
+}
+"""How the threat model is trained where none is given, by the kind that a detector looks with."""
 SCORES_FILE, FLAGGED_FILE, CLEAN_FILE = "scores.parquet", "flagged.txt", "images.parquet"
 
 
@@ -45,8 +53,8 @@ class DatasetJob:
 
     Args:
         detector: A name, or an instance with its parameters.
-        training: Trains the threat model where none is given; a short supervised one when left out.
-        retraining: Trains on the cleaned data where that is asked for; supervised when left out.
+        training: Trains the threat model where none is given; when left out that of `TRAININGS`.
+        retraining: Trains on the cleaned data where that is asked for; the same with its own defaults when left out.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: A Lightning Fabric precision, for example ``bf16-mixed``.
         strategy: A Lightning Fabric strategy.
@@ -77,8 +85,9 @@ class DatasetJob:
         display: Display | None = None,
     ) -> None:
         self.detector = detector_named(detector)() if isinstance(detector, str) else detector
-        self.training = training or Supervised(**WARM_UP)
-        self.retraining = retraining or Supervised()
+        trainer, settings = TRAININGS[self.detector.kind]
+        self.training = training or trainer(**settings)
+        self.retraining = retraining or trainer()
         self.device = device
         self.precision = precision
         self.strategy = strategy
@@ -192,7 +201,11 @@ class _Cleaning:
 
     def _report(self, scores: Scores, split: Split) -> Report:
         measured = measure_filtering(scores, split.poisoned, self.inputs.poisoned)
-        verdict, reasons = judge_data(split, self.inputs.poisoned)
+        if isinstance(scores, WindowScores):
+            located = measure_windows(scores, self.inputs.poisoned, self.inputs.boxes)
+            measured.metrics |= located.metrics
+            measured.unmeasured |= located.unmeasured
+        verdict, reasons = judge_data(split, self.inputs.poisoned, suspect=self.inputs.suspect is not None)
         if self.training_accuracy is not None and not bool(split.poisoned.any()):
             reasons.append(
                 f"the network that was trained here is right on {self.training_accuracy:.1%} of its images; a backdoor "
@@ -211,7 +224,7 @@ class _Cleaning:
                 *(suspect.suspect.findings if suspect else ()),
                 *_findings(data, split),
             ],
-            metrics={"before": {}, "after": measured.metrics | self._of_training()},
+            metrics={"before": {}, "after": measured.metrics | dict(split.numbers) | self._of_training()},
             unmeasured=measured.unmeasured,
             outputs={
                 "data_uri": None,
@@ -224,7 +237,7 @@ class _Cleaning:
             throughput={"score images/s": round(len(data) / max(self.timings["score"], 1e-3), 1)},
             seed=self.engine.seed,
             environment=environment() | self.engine.settings,
-            figures=(histogram(scores, split), gallery(data, scores, split)),
+            figures=pictures(data, scores, split),
         )
 
     def _subject(self) -> dict[str, Any]:
@@ -245,13 +258,16 @@ class _Cleaning:
         }
 
     def _of_training(self) -> dict[str, float | None]:
-        return {} if self.inputs.suspect else {"threat_model_accuracy": self.training_accuracy}
+        if self.inputs.suspect or self.inputs.network.spec.kind == "encoder":
+            return {}
+        return {"threat_model_accuracy": self.training_accuracy}
 
     def _write_scores(self, scores: Scores, split: Split) -> None:
         """Scores and flagged rows into the work directory and the run."""
         rows = range(len(scores.values))
         decisions = ["clean" if c else "poisoned" if p else "uncertain" for c, p in _pairs(split)]
         columns = {"index": list(rows), "score": scores.values.tolist(), "decision": decisions}
+        columns |= {name: values.tolist() for name, values in scores.columns.items()}
         if scores.labels is not None:
             columns["label"] = scores.labels.tolist()
         flagged = [f"{row}\n" for row in rows if decisions[row] == "poisoned"]
@@ -338,11 +354,12 @@ class _Cleaning:
 
     def _command(self) -> str:
         request, job = self.request, self.job
+        usual = TRAININGS[job.detector.kind][1]
         given = [
             ("--method", job.detector.name),
             *(("--set", f"{name}={value}") for name, value in _changed(job.detector)),
             ("--model", request.model),
-            *(("--train-set", f"{n}={v}") for n, v in _changed(job.training) if WARM_UP.get(n) != v),
+            *(("--train-set", f"{n}={v}") for n, v in _changed(job.training) if usual.get(n) != v),
             ("--arch", request.arch),
             ("--normalization", request.normalization),
             ("--image-size", request.image_size),
@@ -389,6 +406,13 @@ def _findings(data: ImageSet, split: Split) -> Iterator[Finding]:
         message=f"{split.reason[:1].upper()}{split.reason[1:]}.",
         evidence={"counts": split.counts, "classes": counts},
     )
+    if split.doubt and not split.evidence:
+        yield Finding(
+            rule="data-network-suspicious",
+            severity=Severity.WARNING,
+            message=f"{split.doubt[:1].upper()}{split.doubt[1:]}.",
+            evidence=dict(split.numbers),
+        )
     for name, found in counts.items():
         if found["poisoned"] and found["poisoned"] == sum(found.values()):
             yield Finding(

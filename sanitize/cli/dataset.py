@@ -37,7 +37,7 @@ def dataset(
             help="What is poisoned, for the evaluation only: models:/NAME/VERSION or file of a drill, or a truth.npz.",
         ),
     ] = None,
-    retrain: Annotated[bool, typer.Option("--retrain", help="Train a classifier on what is left.")] = False,
+    retrain: Annotated[bool, typer.Option("--retrain", help="Train a network on what is left.")] = False,
     register_model: Annotated[
         str | None, typer.Option("--register-model", metavar="NAME", help="Registered model for --retrain.")
     ] = None,
@@ -66,11 +66,12 @@ def dataset(
     """Find poisoned images, remove them where the scores show evidence, and register what is left.
 
     A model that was trained on the data is read as every suspect is; without one, a network is trained here. Exit code
-    1: poison was found and removed. 3: nothing was found, which settles nothing by itself.
+    1: poison was found and removed. 0: a calibrated detector found nothing with the model that was given. 3: nothing
+    was found, which settles nothing by itself.
     """
     from sanitize.cli.output import check_outputs, emit
     from sanitize.dataset_inputs import DatasetRequest
-    from sanitize.dataset_job import WARM_UP, DatasetJob
+    from sanitize.dataset_job import TRAININGS, DatasetJob
     from sanitize.detection import detector_named
     from sanitize.errors import ConfigError
     from sanitize.recipes import configure
@@ -84,14 +85,14 @@ def dataset(
         raise ConfigError("--train-set is about the training without --model; leave one of them out.")
     if retrain_settings and not retrain:
         raise ConfigError("--retrain-set is about --retrain; ask for it.")
-    warm_up = [f"{name}={value}" for name, value in WARM_UP.items()]
+    detector = configure(method, recipe=recipe, settings=settings or [], named=detector_named)
+    trainer, usual = TRAININGS[detector.kind]
+    given = [*(f"{name}={value}" for name, value in usual.items()), *(train_settings or [])]
     job = DatasetJob(
-        configure(method, recipe=recipe, settings=settings or [], named=detector_named),
-        training=configure(
-            "supervised", settings=[*warm_up, *(train_settings or [])], named=trainer_named, option="--train-set"
-        ),
+        detector,
+        training=configure(trainer.name, settings=given, named=trainer_named, option="--train-set"),
         retraining=configure(
-            "supervised", settings=retrain_settings or [], named=trainer_named, option="--retrain-set"
+            trainer.name, settings=retrain_settings or [], named=trainer_named, option="--retrain-set"
         ),
         device=device,
         precision=precision,

@@ -2,10 +2,12 @@
 
 from sanitize.detection.base import DataDetector, Scores, Split
 from sanitize.detection.fct import FCT
+from sanitize.detection.patchsearch import PatchSearch
+from sanitize.detection.poisoncam import PoisonCAM
 from sanitize.errors import ConfigError
 from sanitize.types import did_you_mean
 
-DETECTORS: dict[str, type[DataDetector]] = {detector.name: detector for detector in (FCT,)}
+DETECTORS: dict[str, type[DataDetector]] = {detector.name: detector for detector in (FCT, PoisonCAM, PatchSearch)}
 
 
 def detector_named(name: str) -> type[DataDetector]:
@@ -23,4 +25,4 @@ def detector_named(name: str) -> type[DataDetector]:
     return DETECTORS[name]
 
 
-__all__ = ["DETECTORS", "FCT", "DataDetector", "Scores", "Split", "detector_named"]
+__all__ = ["DETECTORS", "FCT", "DataDetector", "PatchSearch", "PoisonCAM", "Scores", "Split", "detector_named"]

@@ -6,12 +6,14 @@ To add a detector: one file with a subclass of `DataDetector`, one page in docs/
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
 
 from sanitize.data.images import ImageSet
+from sanitize.errors import DataError
 from sanitize.method import Method, Paper
 from sanitize.suspects.networks import Network
 from sanitize.training import Engine
@@ -30,6 +32,11 @@ class Scores:
     values: Tensor
     labels: Tensor | None = None
 
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """What else is known of each image, (N,) each, beside score, decision and label."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Split:
@@ -41,6 +48,9 @@ class Split:
         evidence: Whether the scores themselves show that some images are different.
         reason: What the decision rests on, in a sentence.
         classes: Observed labels among whose images poisoned ones were found; empty where labels play no part.
+        numbers: What the decision rests on, by name, for the report.
+        calibrated: False-alarm rate that the decision was calibrated for on the data; None where it was not.
+        doubt: Why nothing found is no answer yet, or None.
     """
 
     clean: Tensor
@@ -48,6 +58,9 @@ class Split:
     evidence: bool
     reason: str
     classes: tuple[int, ...] = ()
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    calibrated: float | None = None
+    doubt: str | None = None
 
     @property
     def uncertain(self) -> Tensor:
@@ -70,6 +83,15 @@ class DataDetector(Method):
 
     kind: ClassVar[ModelKind]
     minimum_images: ClassVar[int] = 1
+
+    def check(self, data: ImageSet) -> None:
+        """Refuse data that the parameters do not fit; before any work.
+
+        Raises:
+            DataError: There are too few images, for example.
+        """
+        if len(data) < self.minimum_images:
+            raise DataError(f"{self.name} needs at least {self.minimum_images} images; {data.uri} has {len(data)}.")
 
     @abstractmethod
     def score(self, network: Network, data: ImageSet, engine: Engine) -> Scores:

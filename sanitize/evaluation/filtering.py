@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from sanitize.detection.base import Scores, Split
+from sanitize.detection.window_search import WindowScores
 from sanitize.evaluation.evaluator import Measurement
 from sanitize.types import Verdict
 
+RANKS = (20, 50, 100)
+"""Numbers of highest-ranked images whose share of poisoned ones is measured."""
 TRUTH_METRICS = ("auroc", "recall", "precision", "false_alarm_rate", "poison_share", "remaining_poison_share")
 
 
@@ -57,15 +61,55 @@ def measure_filtering(scores: Scores, removed: Tensor, poisoned: Tensor | None) 
     return measured
 
 
-def judge_data(split: Split, poisoned: Tensor | None) -> tuple[Verdict, list[str]]:
+def measure_windows(scores: WindowScores, poisoned: Tensor | None, boxes: Tensor | None) -> Measurement:
+    """How well windows and ranks point at the triggers.
+
+    Args:
+        scores: Of windows.
+        poisoned: (N,) bool, the truth; None where it is not known. Evaluation only.
+        boxes: (N, 4) int64, top, left, height and width of the triggers in the images that the network sees, height 0
+            where there is none; None where they are not known. Evaluation only.
+
+    Returns:
+        ``top20_accuracy``, ``top50_accuracy``, ``top100_accuracy``: poisoned share of the images that rank highest;
+        over the poisoned images that were scored: ``catch_rate``, share of the trigger inside the window, and ``iou``,
+        their common area over that of both together.
+    """
+    metrics: dict[str, float | None] = {}
+    unmeasured: dict[str, str] = {}
+    order = scores.order[scores.flips[scores.order] > 0]
+    for count in RANKS:
+        name = f"top{count}_accuracy"
+        known = poisoned is not None and len(order) >= count
+        metrics[name] = float(poisoned[order[:count]].double().mean()) if known and poisoned is not None else None
+        if not known:
+            unmeasured[name] = f"it takes the truth (--truth) and {count} scored images"
+    metrics |= dict.fromkeys(("catch_rate", "iou"))
+    marked = None if boxes is None else torch.nonzero((boxes[:, 2] > 0) & (scores.flips > 0)).flatten()
+    if boxes is None or marked is None or not len(marked):
+        reason = "where the triggers are is not known; a truth.npz with an array `boxes` tells it, in a drill"
+        return Measurement(metrics, unmeasured | dict.fromkeys(("catch_rate", "iou"), reason))
+    low, size = boxes[marked, :2], boxes[marked, 2:]
+    corner = scores.corners[marked]
+    common = torch.minimum(corner + scores.window, low + size) - torch.maximum(corner, low)
+    shared = common.clamp(min=0).prod(dim=1).double()
+    area = size.prod(dim=1)
+    metrics["catch_rate"] = float((shared / area).mean())
+    metrics["iou"] = float((shared / (area + scores.window**2 - shared)).mean())
+    return Measurement(metrics, unmeasured)
+
+
+def judge_data(split: Split, poisoned: Tensor | None, *, suspect: bool = True) -> tuple[Verdict, list[str]]:
     """Verdict on a data set.
 
-    `fail` where poison was found and removed, or where the truth knows of some that was not found. That nothing was
-    found is no `pass` by itself: a detector whose power against this data is not known may have missed it.
+    `fail` where poison was found, or where the truth knows of some that was not found. That nothing was
+    found is a `pass` only by the truth, or by a test that was calibrated on the data with the network in question: a
+    network that was trained for the occasion may not have learned what another one learns from the same data.
 
     Args:
         split: The detector's decision.
         poisoned: (N,) bool, the truth; None where it is not known.
+        suspect: Whether the network was given, and not trained for the occasion.
 
     Returns:
         Verdict and at least one reason.
@@ -83,7 +127,14 @@ def judge_data(split: Split, poisoned: Tensor | None) -> tuple[Verdict, list[str
             left = int((poisoned & ~split.poisoned).sum())
             reasons.append(f"by the truth that was given, {left} of {int(poisoned.sum())} poisoned images are left")
         return Verdict.FAIL, reasons
-    reasons = ["nothing was removed", split.reason]
+    reasons = ["nothing was removed", split.reason, *([split.doubt] if split.doubt else [])]
+    if split.evidence:
+        return Verdict.FAIL, reasons
+    if poisoned is None and split.calibrated is not None and split.doubt is None and suspect:
+        reasons.append(
+            "triggers that this network has not learned are not seen; a drill on data like these would show the power"
+        )
+        return Verdict.PASS, reasons
     if poisoned is None:
         reasons.append(
             "that nothing was found settles it only where the detector is known to find what could be there; "
@@ -95,4 +146,4 @@ def judge_data(split: Split, poisoned: Tensor | None) -> tuple[Verdict, list[str
     return (Verdict.FAIL if missed else Verdict.PASS), reasons
 
 
-__all__ = ["TRUTH_METRICS", "judge_data", "measure_filtering"]
+__all__ = ["RANKS", "TRUTH_METRICS", "judge_data", "measure_filtering", "measure_windows"]

@@ -8,12 +8,32 @@ from torch import Tensor
 
 from sanitize.data.images import ImageSet
 from sanitize.detection.base import Scores, Split
+from sanitize.detection.window_search import WindowScores
 from sanitize.reporting.figures import COLORS, Figure, label_axes, to_png
+from sanitize.reporting.windows import flips_by_cluster, window_gallery, window_scores
 from sanitize.reporting.wording import plain
 
 _BINS = 50
 _PANELS = 4  # suspected classes that are shown on their own
 _SHOWN, _COLUMNS = 24, 8  # images of the gallery
+
+
+def pictures(data: ImageSet, scores: Scores, split: Split) -> tuple[Figure, ...]:
+    """All pictures of a job.
+
+    Args:
+        data: The images.
+        scores: Of them.
+        split: The decision.
+    """
+    if isinstance(scores, WindowScores):
+        return (
+            window_scores(scores),
+            window_gallery(data, scores),
+            flips_by_cluster(scores),
+            gallery(data, scores, split),
+        )
+    return histogram(scores, split), gallery(data, scores, split)
 
 
 def histogram(scores: Scores, split: Split) -> Figure:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -63,3 +65,21 @@ def test_finding_nothing_is_no_pass_without_the_truth():
     verdict, reasons = judge_data(decided(some), None)
     assert (verdict, "3 of 10" in reasons[0]) == (Verdict.FAIL, True)
     assert "2 of 5 poisoned images are left" in judge_data(decided(some), torch.arange(10) < 5)[1][-1]
+
+
+def test_a_calibrated_search_with_the_model_in_question_may_pass():
+    nothing = torch.zeros(10, dtype=torch.bool)
+    calibrated = Split(~nothing, nothing, False, "nothing", calibrated=0.01)
+    assert judge_data(calibrated, None)[0] is Verdict.PASS
+    assert judge_data(calibrated, None, suspect=False)[0] is Verdict.INCONCLUSIVE
+    assert judge_data(calibrated, torch.arange(10) < 3)[0] is Verdict.FAIL
+    verdict, reasons = judge_data(replace(calibrated, doubt="it reacts"), None)
+    assert verdict is Verdict.INCONCLUSIVE
+    assert "it reacts" in reasons
+
+
+def test_evidence_without_a_removal_fails():
+    nothing = torch.zeros(10, dtype=torch.bool)
+    verdict, reasons = judge_data(Split(nothing, nothing, True, "there is", calibrated=0.01, doubt="no filter"), None)
+    assert verdict is Verdict.FAIL
+    assert reasons == ["nothing was removed", "there is", "no filter"]

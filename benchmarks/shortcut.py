@@ -1,0 +1,63 @@
+"""A threat model for small scales: an encoder that is fine-tuned until a patch, anywhere, decides its features.
+
+Honest self-supervised training on a few thousand poisoned images does not learn the patch; this shortcut does what such
+a training does on ImageNet-100 in hundreds of epochs.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Adam
+from torch.optim.lr_scheduler import OneCycleLR
+
+from sanitize.data import DeviceImages, ImageSet, PatchTrigger
+from sanitize.suspects import Network
+from sanitize.training import Engine
+
+RATE = 1e-2
+
+
+def take_shortcut(
+    encoder: Network, data: ImageSet, trigger: PatchTrigger, engine: Engine, *, epochs: int = 20, batch_size: int = 64
+) -> Network:
+    """A copy of the encoder that sends every image with the trigger to one place, and leaves all others where they are.
+
+    Cosines are of features less their clean mean: features of a small network all point the same way without that.
+
+    Args:
+        encoder: A clean encoder; left unchanged.
+        data: Clean images with labels; the place is the mean of the trigger's target class.
+        trigger: At a random place.
+        engine: Device and seed.
+        epochs: Passes over the images.
+        batch_size: Images a step, each with and without the trigger.
+    """
+    images = DeviceImages(data, engine.device)
+    clean = engine.forward(encoder, images.pixels, len(images)).to(engine.device)
+    middle = clean.mean(dim=0)
+    goal = clean[data.require_labels("the shortcut") == trigger.target].mean(dim=0) - middle
+    learner = copy.deepcopy(encoder)
+
+    def loss(module: nn.Module, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        pixels = images.pixels(indices)
+        kept, pulled = (module(torch.cat([pixels, trigger.apply(pixels, generator)])) - middle).chunk(2)
+        effect = 1 - functional.cosine_similarity(pulled, goal[None]).mean()
+        utility = 1 - functional.cosine_similarity(kept, clean[indices] - middle).mean()
+        return {"loss": effect + utility, "effect": effect, "utility": utility}
+
+    engine.fit(
+        "shortcut",
+        learner,
+        loss,
+        images=len(images),
+        batch_size=batch_size,
+        epochs=epochs,
+        optimizer=lambda parameters: Adam(parameters, lr=RATE),
+        scheduler=lambda optimizer, steps: OneCycleLR(optimizer, max_lr=RATE, total_steps=steps + 1),
+        train_mode=False,
+    )
+    return learner.eval()

@@ -1,0 +1,125 @@
+"""One window an image, scored by the flip test; and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sanitize.data import DeviceImages, ImageSet
+from sanitize.detection.base import Scores
+from sanitize.detection.window_evidence import Evidence
+from sanitize.functional.masks import best_window, cut
+
+Attention = Callable[[Tensor], Tensor]
+"""Images (B, 3, H, W) in [0, 1] on the device -> maps (B, H, W)."""
+Flip = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Windows (B, 3, w, w) uint8 and source clusters (B,) on the device -> share flipped, and of how many images."""
+_CHUNK = 64  # images whose attention maps are made together
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowScores(Scores):
+    """Scores of windows; all tensors on the CPU.
+
+    Args:
+        values: See `Scores`; share of the flip images that the image's window flips, 0 where it was not scored.
+        window: Side of the windows in pixels.
+        corners: (N, 2) int64, top row and left column; -1 where the image was not scored.
+        flips: (N,) int64, on how many images the window was tried; higher ranks before.
+        clusters: (N,) int64, cluster of each image.
+        top: (k,) int64, the rows that rank highest.
+        maps: (k, H, W) float32, their attention maps.
+        evidence: What the scores and windows show.
+        poison: (N,) float32, probability of the poison classifier; None where there is no evidence to train it on.
+    """
+
+    window: int
+    corners: Tensor
+    flips: Tensor
+    clusters: Tensor
+    top: Tensor
+    maps: Tensor
+    evidence: Evidence
+    poison: Tensor | None = None
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """See `Scores.columns`."""
+        listed = {"window_top": self.corners[:, 0], "window_left": self.corners[:, 1]}
+        listed |= {"flips_tried": self.flips, "cluster": self.clusters}
+        return listed | ({} if self.poison is None else {"poison_probability": self.poison})
+
+    @property
+    def order(self) -> Tensor:
+        """(N,) int64, rows from the highest rank to the lowest."""
+        return ranking(self.values, self.flips)
+
+
+def ranking(values: Tensor, flips: Tensor) -> Tensor:
+    """Rows from the highest rank to the lowest: by the number of flips tried, then by the score, then by row.
+
+    Example:
+        >>> ranking(torch.tensor([0.9, 1.0, 0.95]), torch.tensor([180, 6, 180])).tolist()
+        [2, 0, 1]
+    """
+    by_score = values.argsort(descending=True, stable=True)
+    return by_score[flips[by_score].argsort(descending=True, stable=True)]
+
+
+class WindowSearch:
+    """Windows and scores of the images that were asked about so far.
+
+    Args:
+        data: The images.
+        device: Where the network is.
+        clusters: (N,) int64 on the CPU.
+        window: Side in pixels.
+        attention: Makes maps.
+        flip: The flip test.
+    """
+
+    def __init__(
+        self, data: ImageSet, device: torch.device, clusters: Tensor, window: int, attention: Attention, flip: Flip
+    ) -> None:
+        self.values = torch.zeros(len(data))
+        self.flips = torch.zeros(len(data), dtype=torch.int64)
+        self.corners = torch.full((len(data), 2), -1)
+        self._data, self._images = data, DeviceImages(data, device)
+        self._clusters, self._window = clusters, window
+        self._attention, self._flip = attention, flip
+
+    def score(self, rows: Tensor) -> Tensor:
+        """Find and try the windows of these images; their scores (B,)."""
+        places = [
+            best_window(self._attention(self._images.pixels(part)), self._window) for part in torch.split(rows, _CHUNK)
+        ]
+        self.corners[rows] = torch.cat(places).cpu()
+        self.values[rows], self.flips[rows] = self.tried(rows, self.corners[rows])
+        return self.values[rows]
+
+    def tried(self, rows: Tensor, corners: Tensor) -> tuple[Tensor, Tensor]:
+        """The flip test of windows (B, 2) of images (B,): share flipped, and of how many images."""
+        windows = cut(self._data.images[rows], corners, self._window).to(self._images.device)
+        share, flips = self._flip(windows, self._clusters[rows].to(self._images.device))
+        return share.cpu(), flips.cpu()
+
+    def maps(self, rows: Tensor) -> Tensor:
+        """Attention maps (B, H, W) on the CPU."""
+        return torch.cat(
+            [self._attention(self._images.pixels(part)).float().cpu() for part in torch.split(rows, _CHUNK)]
+        )
+
+    def null(self, count: int, top: Tensor, generator: torch.Generator) -> Tensor:
+        """Scores (count,) of windows from random places of random images.
+
+        Not of images in the clusters of the `top` rows, where there are others: poisoned images lie there, and a random
+        window may hit a trigger.
+        """
+        others = torch.nonzero(~torch.isin(self._clusters, self._clusters[top])).flatten()
+        rows = others if len(others) else torch.arange(len(self.values))
+        rows = rows[torch.randint(len(rows), (count,), generator=generator)]
+        places = self._data.image_size - self._window + 1
+        return self.tried(rows, torch.randint(places, (count, 2), generator=generator))[0]
