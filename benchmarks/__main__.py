@@ -99,6 +99,46 @@ def detectors(
 
 
 @app.command()
+def decoupled(
+    profile: ProfileName = "small",
+    seed: Seeds = None,
+    row: Rows = None,
+    column: Columns = None,
+    minutes: Minutes = None,
+    work: Work = WORK,
+    output: Output = RESULTS,
+    device: Device = "auto",
+    precision: Precision = "32-true",
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Decoupled training, its ablation, and the separation of the losses."""
+    from benchmarks.decoupled import conduct
+    from benchmarks.study import Circumstances
+
+    conduct(Circumstances(profile, seed or [0], row, column, minutes, work, output, device, precision, tracking_uri))
+
+
+@app.command()
+def poisoncam(
+    profile: ProfileName = "small",
+    seed: Seeds = None,
+    row: Rows = None,
+    column: Columns = None,
+    minutes: Minutes = None,
+    work: Work = WORK,
+    output: Output = RESULTS,
+    device: Device = "auto",
+    precision: Precision = "32-true",
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """PoisonCAM and PatchSearch: detection of poisoned images without labels, and ablations."""
+    from benchmarks.poisoncam import conduct
+    from benchmarks.study import Circumstances
+
+    conduct(Circumstances(profile, seed or [0], row, column, minutes, work, output, device, precision, tracking_uri))
+
+
+@app.command()
 def shards(
     action: Annotated[str, typer.Argument(help="pack or unpack.")],
     work: Work = WORK,

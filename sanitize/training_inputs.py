@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from sanitize.data import ImageSet, Trigger, load_images
 from sanitize.errors import ConfigError, DataError
 from sanitize.evaluation import ClassifierEvaluator, EncoderEvaluator, Evaluator
 from sanitize.inputs import code_digest
 from sanitize.rehearsal import rehearse
-from sanitize.suspects import Network, untrained
-from sanitize.tracking import ModelReference, Store
+from sanitize.suspects import Network, read_tensors, rebuild, untrained
+from sanitize.tracking import ModelReference, Store, binding_of
 from sanitize.tracking.intake import check_kind, check_name
 from sanitize.trainers import Trainer
 from sanitize.types import ModelKind
@@ -34,6 +35,9 @@ class TrainingRequest:
         probe_data: Labelled images for the linear probe of an encoder; `data` where that is labelled.
         test_data: Labelled images for the evaluation.
         triggers: Known triggers, for the evaluation only.
+        encoder: Model whose features a training starts from that asks for them: a ``models:/`` or ``runs:/`` URI.
+        truth: Which training images are poisoned, for the evaluation of a training that filters them only; as in
+            `sanitize.dataset_inputs.DatasetRequest`.
     """
 
     data: str
@@ -44,6 +48,8 @@ class TrainingRequest:
     probe_data: str | None = None
     test_data: str | None = None
     triggers: Sequence[str | Path] = ()
+    encoder: str | None = None
+    truth: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +61,8 @@ class TrainingInputs:
         probe_data: Labelled images for the linear probe, or None.
         test_data: Labelled images for the evaluation, or None.
         triggers: Known triggers.
-        network: Untrained.
+        network: Untrained, or with the features of the encoder that was named.
+        poisoned: (N,) bool, the truth; None where it is not known. Evaluation only.
         evaluator: Measures it.
         reference: The data, as the subject of the report.
         fingerprint: What decides the result, by name: digests and settings.
@@ -66,6 +73,7 @@ class TrainingInputs:
     test_data: ImageSet | None
     triggers: tuple[Trigger, ...]
     network: Network
+    poisoned: Tensor | None
     evaluator: Evaluator
     reference: ModelReference
     fingerprint: dict[str, str]
@@ -101,8 +109,15 @@ def gather_training(
 
     data = load(request.data, "data")
     network = fresh_network(
-        trainer, data, request.arch, image_size=request.image_size, normalization=request.normalization, seed=seed
+        trainer,
+        data,
+        request.arch,
+        image_size=request.image_size,
+        normalization=request.normalization,
+        seed=seed,
+        encoder=request.encoder,
     )
+    weights = _start(network, request, trainer, store, folder / "encoder")
     triggers = fitting_triggers(request.triggers, request.image_size)
     if triggers and not request.test_data:
         raise ConfigError("--trigger shows something on labelled test images only; give them with --test-data.")
@@ -112,12 +127,14 @@ def gather_training(
     evaluator = evaluator_for(trainer.kind, probe_data=probe_data, test_data=test_data, triggers=triggers)
     evaluator.check(network.spec)
     check_kind(store, request.register, "model")
+    poisoned = _known_poison(request, trainer, data, store)
     inputs = TrainingInputs(
         data=data if trainer.needs_labels else data.without_labels(),
         probe_data=probe_data if trainer.kind == "encoder" else None,
         test_data=test_data,
         triggers=triggers,
         network=network,
+        poisoned=poisoned,
         evaluator=evaluator,
         reference=_pinned(request.data, store),
         fingerprint={
@@ -130,6 +147,8 @@ def gather_training(
             "architecture code": code_digest(request.arch),
             "normalization": request.normalization,
             "image size": str(request.image_size),
+            "encoder": weights,
+            "truth": str(request.truth),
         },
     )
     rehearse(
@@ -139,15 +158,26 @@ def gather_training(
 
 
 def fresh_network(
-    trainer: Trainer, data: ImageSet, arch: str, *, image_size: int, normalization: str, seed: int
+    trainer: Trainer,
+    data: ImageSet,
+    arch: str,
+    *,
+    image_size: int,
+    normalization: str,
+    seed: int,
+    encoder: str | None = None,
 ) -> Network:
     """An untrained network of the kind that a training needs, with a logit for each class of the data.
 
     Raises:
-        ConfigError: A name is unknown.
+        ConfigError: A name is unknown, or the training starts from an encoder and there is none.
         ArchitectureError: The network does not take such images.
         DataError: Labels are missing, or images too few.
     """
+    if trainer.starts_trained and encoder is None:
+        raise ConfigError(
+            f"{trainer.name} as it is set starts from an encoder; name it with --encoder of `sanitize train`."
+        )
     if trainer.needs_labels:
         data.require_labels(trainer.name)
     if len(data) < trainer.minimum_images:
@@ -158,6 +188,41 @@ def fresh_network(
     return untrained(
         arch, kind=trainer.kind, image_size=image_size, normalization=normalization, classes=classes, seed=seed
     )
+
+
+def _start(network: Network, request: TrainingRequest, trainer: Trainer, store: Store, folder: Path) -> str:
+    """Put the features of the encoder that was named into the network; the digest of its weights, or nothing."""
+    if request.encoder is None:
+        return ""
+    if not trainer.starts_trained:
+        raise ConfigError(f"--encoder {request.encoder}: {trainer.name} as it is set trains its features itself.")
+    reference = store.resolve(request.encoder)
+    binding = binding_of(store, reference.name, folder / "binding") if reference.name else None
+    if binding is not None and binding.normalization not in (None, request.normalization):
+        raise ConfigError(
+            f"--encoder {request.encoder} is bound with normalization {binding.normalization}, and --normalization is "
+            f"{request.normalization}. Features need the one that they were trained with."
+        )
+    tensors = read_tensors(store.download(reference, folder / "files"))
+    features = rebuild(
+        tensors,
+        kind="encoder",
+        architecture=request.arch,
+        normalization=network.spec.normalization,
+        image_size=request.image_size,
+    )
+    network.backbone.load_state_dict(features.network.backbone.state_dict(), strict=False)  # it has no head
+    return tensors.sha256
+
+
+def _known_poison(request: TrainingRequest, trainer: Trainer, data: ImageSet, store: Store) -> Tensor | None:
+    if request.truth is None:
+        return None
+    if not trainer.filters:
+        raise ConfigError(f"--truth judges trainings that tell trusted images from others; {trainer.name} does not.")
+    from sanitize.dataset_inputs import _truth  # it imports from here
+
+    return _truth(request.truth, data, store)
 
 
 def fitting_triggers(paths: Sequence[str | Path], image_size: int) -> tuple[Trigger, ...]:

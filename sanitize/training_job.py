@@ -8,15 +8,21 @@ import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from sanitize.data import ImageSet
+from sanitize.detection import Scores
 from sanitize.environment import environment, tool
 from sanitize.evaluation import Measurement, Policy
+from sanitize.evaluation.filtering import measure_filtering
 from sanitize.publication import Publication, described_data, described_method, record_settings
-from sanitize.reporting.figures import losses, picture
+from sanitize.reporting.figures import Figure, losses, picture
+from sanitize.reporting.trust import class_balance, least_trusted, loss_distribution
 from sanitize.tracking import Binding, RunRecorder, Store, bind, mark_interrupted
 from sanitize.trainers import Trained, Trainer, trainer_named
 from sanitize.training import Display, Engine
@@ -25,6 +31,7 @@ from sanitize.types import RESIZE_RULE, Metrics, Report, Verdict
 from sanitize.workdir import DEFAULT_PARENT, Workdir
 
 Value = TypeVar("Value")
+LOSSES_FILE, FILTERED_FILE = "losses.parquet", "filtered-out.txt"
 
 
 class TrainingJob:
@@ -138,6 +145,8 @@ class TrainingJob:
             measured = inputs.evaluator.measure(trained.network, engine)
         timings["evaluate-after"] = round(time.perf_counter() - started, 3)
         report = self._report(request, inputs, trained, measured, engine)
+        if trained.filterings:
+            report.outputs |= _write_filterings(trained, inputs.data, workdir.path, recorder)
         report.timings = timings
         publication = Publication(
             store=store,
@@ -168,12 +177,14 @@ class TrainingJob:
         self, request: TrainingRequest, inputs: TrainingInputs, trained: Trained, measured: Measurement, engine: Engine
     ) -> Report:
         verdict, reasons = judge_training(measured.metrics, inputs.test_data, self.policy)
+        filtered = _of_filters(trained, inputs.poisoned)
         spec = inputs.network.spec
         figures = [losses({stage: history.epochs for stage, history in trained.history.items()})]
         figures += [
             picture(name, image, f"{name.replace('-', ' ').capitalize()} found by the training")
             for name, image in trained.pictures.items()
         ]
+        figures += _filter_figures(trained, inputs)
         return Report(
             tool=tool(),
             subject={
@@ -187,6 +198,7 @@ class TrainingJob:
                     "image_size": spec.image_size,
                     "resize": RESIZE_RULE,
                     "output_size": spec.output_size,
+                    **({"encoder": request.encoder} if request.encoder else {}),
                 },
             },
             defense=described_method(self.trainer, self.policy),
@@ -196,8 +208,11 @@ class TrainingJob:
             verdict=verdict,
             reasons=reasons,
             findings=list(trained.findings),
-            metrics={"before": {}, "after": trained.metrics | _of_one_network(measured.metrics)},
-            unmeasured=_of_one_network(measured.unmeasured),
+            metrics={
+                "before": {},
+                "after": trained.metrics | _of_one_network(measured.metrics) | filtered.metrics,
+            },
+            unmeasured=_of_one_network(measured.unmeasured) | filtered.unmeasured,
             outputs={"command": self._command(request)},
             throughput={f"{stage} images/s": history.images_per_second for stage, history in trained.history.items()},
             seed=self.seed,
@@ -215,6 +230,8 @@ class TrainingJob:
             ("--probe-data", request.probe_data),
             ("--test-data", request.test_data),
             *(("--trigger", trigger) for trigger in request.triggers),
+            ("--encoder", request.encoder),
+            ("--truth", request.truth),
             ("--register", request.register),
             ("--seed", self.seed),
         ]
@@ -225,6 +242,43 @@ class TrainingJob:
 def _of_one_network(values: Mapping[str, Value]) -> dict[str, Value]:
     """Without the measures that compare a network with an earlier one."""
     return {name: value for name, value in values.items() if not name.endswith("_old_head")}
+
+
+def _filter_figures(trained: Trained, inputs: TrainingInputs) -> list[Figure]:
+    """Losses and classes of each filter, and what the last one trusted least."""
+    filterings, data = trained.filterings, inputs.data
+    figures = []
+    for moment, filtering in filterings.items():
+        figures += [loss_distribution(moment, filtering, inputs.poisoned), class_balance(moment, filtering, data)]
+    return figures + [least_trusted(*item, data) for item in list(filterings.items())[-1:]]
+
+
+def _of_filters(trained: Trained, poisoned: Tensor | None) -> Measurement:
+    """Recall, precision and so on of each filter, where the truth is known."""
+    found = Measurement({}, {})
+    for moment, filtering in trained.filterings.items() if poisoned is not None else ():
+        of_one = measure_filtering(Scores(filtering.losses), ~filtering.trusted, poisoned)
+        found.metrics |= {f"{name}/{moment}": value for name, value in of_one.metrics.items()}
+        found.unmeasured |= {f"{name}/{moment}": reason for name, reason in of_one.unmeasured.items()}
+    return found
+
+
+def _write_filterings(trained: Trained, data: ImageSet, folder: Path, recorder: RunRecorder) -> dict[str, str]:
+    """Losses of all images, and the rows that were not trusted in the end, into the work directory and the run."""
+    rows = range(len(data))
+    columns: dict[str, list[Any]] = {"index": list(rows), "label": data.require_labels("the losses").tolist()}
+    for moment, filtering in trained.filterings.items():
+        columns |= {f"loss {moment}": filtering.losses.tolist(), f"trusted {moment}": filtering.trusted.tolist()}
+    trusted = filtering.trusted.tolist()
+    filtered = "".join(f"{row}\n" for row in rows if not trusted[row])
+    pq.write_table(pa.table(columns), folder / LOSSES_FILE)
+    (folder / FILTERED_FILE).write_text(f"# rows of {data.uri}\n{filtered}")
+    for file in (LOSSES_FILE, FILTERED_FILE):
+        recorder.file(folder / file)
+    return {
+        "losses_uri": f"runs:/{recorder.run_id}/{LOSSES_FILE}",
+        "filtered_uri": f"runs:/{recorder.run_id}/{FILTERED_FILE}",
+    }
 
 
 def judge_training(metrics: Metrics, test_data: ImageSet | None, policy: Policy) -> tuple[Verdict, list[str]]:

@@ -29,6 +29,14 @@ def train(
     probe_data: options.ProbeData = None,
     test_data: options.TestData = None,
     trigger: options.Triggers = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option("--encoder", metavar="MODEL", help="Features to start from, with decoupled and ssl=given."),
+    ] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option("--truth", metavar="TRUTH", help="What is poisoned, to judge the filter of decoupled only."),
+    ] = None,
     device: options.Device = "auto",
     precision: options.Precision = "32-true",
     strategy: options.Strategy = "auto",
@@ -75,6 +83,8 @@ def train(
             probe_data=probe_data,
             test_data=test_data,
             triggers=trigger or (),
+            encoder=encoder,
+            truth=truth,
         )
     )
     emit(report, format, output)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,12 +17,18 @@ import torchvision
 from torch import Tensor, nn
 
 from sanitize.errors import ArchitectureError, ConfigError
+from sanitize.suspects.attention import with_attention
 from sanitize.suspects.cifar import CifarResNet, SmallCNN
 from sanitize.suspects.heads import AUXILIARY, find_head, remove_head
 from sanitize.suspects.senet import SEBlock
 from sanitize.suspects.vgg import CifarVGG
 from sanitize.suspects.vit import BASE, SMALL, vision_transformer
 from sanitize.types import ModelKind, did_you_mean
+
+
+def _attentive(name: str, stages: str, classes: int, size: int) -> nn.Module:
+    return with_attention(BUILT_IN[name](classes, size), [int(stage) for stage in stages])
+
 
 BUILT_IN: dict[str, Callable[[int, int], nn.Module]] = {
     "resnet18-cifar": lambda classes, size: CifarResNet(18, classes),
@@ -35,6 +43,11 @@ BUILT_IN: dict[str, Callable[[int, int], nn.Module]] = {
     "small-cnn": lambda classes, size: SmallCNN(classes),
 }
 """Name -> function of the number of classes and the image size in pixels."""
+
+ATTENTION = {"resnet18-cifar": "234", "resnet34-cifar": "234", "resnet18-narrow": "34", "small-cnn": "34"}
+"""Networks that there are with attention, and the stages that have it where none are named."""
+
+BUILT_IN |= {f"{name}-attention": partial(_attentive, name, stages) for name, stages in ATTENTION.items()}
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,8 @@ class Architecture:
 
 def architecture_names() -> list[str]:
     """The built-in names; torchvision's classification models and ``file.py:function`` are accepted beside them.
+
+    Where a name ends in ``-attention``, the stages that have it may follow: ``resnet18-cifar-attention-34``.
 
     Example:
         >>> architecture_names()[:3]
@@ -107,6 +122,14 @@ def build(name: str, *, kind: ModelKind, image_size: int, classes: int | None = 
 def _known(name: str, image_size: int, classes: int) -> nn.Module:
     if name in BUILT_IN:
         return BUILT_IN[name](classes, image_size)
+    plain, attentive, stages = name.partition("-attention-")
+    if attentive and plain in ATTENTION:
+        if not re.fullmatch("1?2?3?4?", stages) or not stages:
+            raise ConfigError(
+                f"unknown architecture {name!r}: after -attention- come the stages that have it, in order, "
+                f"for example {plain}-attention-34. Stages are 1 (the largest maps) to 4."
+            )
+        return _attentive(plain, stages, classes, image_size)
     models = torchvision.models.list_models(module=torchvision.models)
     if name.endswith("-cifar"):
         stems = [known for known in BUILT_IN if known.endswith("-cifar")]

@@ -18,6 +18,19 @@ from sanitize.training import Engine, History
 from sanitize.types import Finding, ModelKind
 
 
+@dataclass(frozen=True)
+class Filtering:
+    """Which training images a training trusted, and by what.
+
+    Args:
+        losses: (N,) float32 on the CPU, of each image with its observed label; higher is less trusted.
+        trusted: (N,) bool: whose labels were used. The others were not thrown away, but their labels were.
+    """
+
+    losses: Tensor
+    trusted: Tensor
+
+
 @dataclass
 class Trained:
     """What a training gives back.
@@ -28,6 +41,7 @@ class Trained:
         metrics: What was measured on the training data.
         pictures: Name -> image (3, H, W) in [0, 1].
         findings: Observations about the data.
+        filterings: Where the training told trusted from other images: moment -> decision, in order of time.
     """
 
     network: Network
@@ -35,6 +49,7 @@ class Trained:
     metrics: dict[str, float | None] = field(default_factory=dict)
     pictures: dict[str, Tensor] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    filterings: dict[str, Filtering] = field(default_factory=dict)
 
 
 class Trainer(Method):
@@ -44,11 +59,19 @@ class Trainer(Method):
         kind: What comes out.
         needs_labels: Whether labels are used; where not, they are dropped before the training sees the data.
         minimum_images: Fewer are refused.
+        filters: Whether it tells trusted images from others (`Trained.filterings`).
+        starts_trained: Whether the network's features are trained already; else the network is fresh.
     """
 
     kind: ClassVar[ModelKind]
     needs_labels: ClassVar[bool]
     minimum_images: ClassVar[int] = 2
+    filters: ClassVar[bool] = False
+
+    @property
+    def starts_trained(self) -> bool:
+        """See the class."""
+        return False
 
     @abstractmethod
     def train(
@@ -64,4 +87,4 @@ class Trainer(Method):
         """
 
 
-__all__ = ["Paper", "Trained", "Trainer"]
+__all__ = ["Filtering", "Paper", "Trained", "Trainer"]

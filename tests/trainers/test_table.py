@@ -14,7 +14,7 @@ import torch
 from sanitize.data import DeviceImages, ImageSet, load_images
 from sanitize.evaluation.probe import knn_accuracy
 from sanitize.suspects import Network, untrained
-from sanitize.trainers import BYOL, TRAINERS, MoCoV3, SimCLR, Supervised, Trainer
+from sanitize.trainers import BYOL, DST, TRAINERS, Decoupled, MoCoV3, SimCLR, Supervised, Trainer
 from sanitize.training import Engine
 
 SIZE = 16  # px: a quarter of the work of 32
@@ -36,6 +36,28 @@ ROWS = [
     Row(MoCoV3(**DIGITS, **VIEWS, **HEADS, ema=0.9, learning_rate=0.1), error=0.75),
     Row(BYOL(**DIGITS, **VIEWS, **HEADS, ema=0.97, optimizer="adamw", learning_rate=0.003), error=0.75),
     Row(Supervised(**DIGITS, epochs=8, crop_padding=1), error=0.15),
+    Row(
+        Decoupled(
+            **DIGITS,
+            ssl_settings={**VIEWS, "epochs": 10, "batch_size": 64, "learning_rate": 0.1, "blur": (0.0, 0.0)},
+            classifier_epochs=20,
+            epochs=8,
+            crop_padding=1,
+            unlabelled_weight=2.0,
+        ),
+        error=0.3,
+    ),
+    Row(
+        DST(
+            **DIGITS,
+            **VIEWS | {"epochs": 15},
+            learning_rate=0.1,
+            split_epochs=4,
+            split_learning_rate=0.1,
+            clean_share=0.4,
+        ),
+        error=0.3,
+    ),
 ]
 by_name = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.trainer.name)
 
