@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import itertools
+import json
 import re
 import shutil
 import subprocess
@@ -182,3 +184,40 @@ def test_in_a_browser_nothing_is_wider_than_a_phone(tmp_path: Path):
     title = re.search(r"<title>(\d+)/(\d+)</title>", done.stdout)
     assert title
     assert int(title[1]) <= int(title[2]) <= 500  # some builds have a smallest window of 500 px
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("name", "width"), [("pass", 1000), ("fail", 1000), ("inconclusive", 500), ("hostile", 500)])
+def test_in_a_browser_axe_finds_nothing(tmp_path: Path, name: str, width: int, scheme: str):
+    """All rules of axe-core: WCAG 2 A and AA, and best practices. The page's own policy would forbid the script."""
+    subject = hostile() if name == "hostile" else report(Verdict(name))
+    text = render(subject, "html", figures=figures())
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", text)
+    axe = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+    probe = """axe.run().then(found => {
+      const result = document.createElement("pre");
+      result.id = "axe";
+      result.textContent = JSON.stringify({
+        dark: matchMedia("(prefers-color-scheme: dark)").matches,
+        passed: found.passes.map(rule => rule.id),
+        open: [...found.violations, ...found.incomplete].map(
+          rule => [rule.id, rule.nodes.map(node => [node.target, node.any.map(check => check.message)])]),
+      });
+      document.body.append(result);
+    });"""
+    page = tmp_path / "report.html"
+    text = text.replace("</body>", f"<script>{axe}</script><script>{probe}</script></body>")
+    page.write_text(text, encoding="utf-8", errors="backslashreplace")
+    options = ["--dump-dom", f"--window-size={width},900", "--virtual-time-budget=10000"]
+    if scheme == "dark":
+        options.append("--blink-settings=preferredColorScheme=0")
+    done = _browse(page, tmp_path / "profile", *options)
+    assert "CONSOLE" not in done.stderr
+    found = re.search(r'<pre id="axe">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found, done.stderr
+    result = json.loads(html.unescape(found[1]))
+    assert result["dark"] == (scheme == "dark")
+    assert {"color-contrast", "heading-order", "image-alt", "landmark-one-main", "region"} <= set(result["passed"])
+    assert result["open"] == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from markdown_it import MarkdownIt
 
 from sanitize.reporting import description, render
 from sanitize.reporting.wording import metric_title, number, plain
@@ -102,3 +103,26 @@ def test_words_for_measures():
     assert metric_title("attack_success_rate/patch") == "Attack success rate (patch)"
     assert metric_title("something_new") == "Something new"
     assert (number(0.1234, True), number(0.1234, False), number(None, True)) == ("12.3%", "0.123", "not measured")
+
+
+def test_markdown_shown_as_html_has_no_tag_of_a_name():
+    """As a renderer that lets HTML through shows it: no script, link or picture comes from a name of data or labels."""
+    names = [
+        "<script>alert(1)</script>",
+        "[x](javascript:alert(1))",
+        "![x](https://example.org/x)",
+        "https://example.org",
+    ]
+    subject = report(
+        subject={"uri": f"models:/{names[0]}/1", "kind": "classifier", "architecture": names[1]},
+        data={"uri": names[2], "labels": names, names[0]: names[0]},
+        reasons=names,
+    )
+    tokens = MarkdownIt("gfm-like", {"html": True, "linkify": False}).parse(
+        render(subject, "markdown") + description(subject)
+    )
+    kinds = {child.type for token in tokens for child in (token, *(token.children or ()))}
+    assert "table_open" in kinds
+    assert kinds.isdisjoint({"html_block", "html_inline", "link_open", "image"})
+    shown = "".join(child.content for token in tokens for child in token.children or ())
+    assert all(name in shown for name in names[:3])
