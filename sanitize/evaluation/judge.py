@@ -103,7 +103,7 @@ def judge_scan(
         Verdict and at least one reason.
 
     Example:
-        >>> judge_scan({"pattern_size": 0.0001}, 8, [], Policy())[0]
+        >>> judge_scan({"collapse_patch": 0.0001}, 8, [], Policy())[0]
         <Verdict.FAIL: 'fail'>
     """
     failures = [finding.message for finding in artifact_findings if finding.severity is Severity.ERROR]

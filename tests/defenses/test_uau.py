@@ -15,7 +15,7 @@ from tests.encoders import small_encoder
 
 SHORT = {
     "rounds": 3, "search_steps": 2, "unlearn_steps": 2, "batch_size": 16, "evidence_steps": 1,
-    "minimum_clean_similarity": -1.0, "minimum_collapse": -1.0, "starts": 2,
+    "minimum_clean_similarity": -1.0, "minimum_collapse": -1.0, "starts": 2, "families": "perturbation",
 }  # fmt: skip
 
 
@@ -106,7 +106,7 @@ class Killer(NullRecorder):
 
 @pytest.mark.parametrize("epoch", [1, 8])  # before and after the pool is full
 def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, epoch):
-    method = UAU(**SHORT | {"rounds": 10, "search_steps": 1, "unlearn_steps": 1, "batch_size": 8})
+    method = UAU(**SHORT | {"rounds": 10, "families": "both", "search_steps": 1, "unlearn_steps": 1, "batch_size": 8})
     suspect, data = small_encoder(), defender_images()
     whole = method.purify(suspect, data, Engine(device="cpu"))
     with pytest.raises(Interrupted):
