@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from sanitize.data import ImageSet, load_images
@@ -16,13 +14,13 @@ from sanitize.data.filtering import Original
 from sanitize.data.labels import training_labels
 from sanitize.data.rows import Rows
 from sanitize.detection import DataDetector
-from sanitize.errors import ConfigError, DataError
+from sanitize.errors import ConfigError
 from sanitize.inputs import Inputs, Request, code_digest, gather
+from sanitize.known_poison import known_boxes, known_poison
 from sanitize.rehearsal import rehearse
 from sanitize.suspects import Network
 from sanitize.tracking import ModelReference, Store
 from sanitize.tracking.intake import check_kind, check_name
-from sanitize.tracking.truth import read_truth
 from sanitize.trainers import Trainer
 from sanitize.training_inputs import TrainingRequest, evaluator_for, fitting_triggers, fresh_network
 
@@ -140,8 +138,8 @@ def gather_dataset(
     if suspect is None:
         rehearse(lambda engine: trainer.train(copy.deepcopy(network), data, engine), seed=seed)
     _check_retraining(request, network, labelled, store, folder / "test")
-    poisoned = _truth(request.truth, data, store) if request.truth else None
-    boxes = _boxes(request.truth, data) if request.truth else None
+    poisoned = known_poison(request.truth, data, store) if request.truth else None
+    boxes = known_boxes(request.truth, data) if request.truth else None
     spec = network.spec
     return DatasetInputs(
         data=data,
@@ -230,61 +228,3 @@ def _untrained(request: DatasetRequest, trainer: Trainer, data: ImageSet, seed: 
     return fresh_network(
         trainer, data, request.arch, image_size=data.image_size, normalization=request.normalization, seed=seed
     )
-
-
-def _truth(named: str, data: ImageSet, store: Store) -> Tensor:
-    """Which images are poisoned, (N,) bool; refused where it is about other data."""
-    labels = None
-    file = _truth_file(named)
-    if file is not None:
-        poisoned = torch.from_numpy(_array(file, "poisoned", np.bool_, ()))
-    else:
-        path = Path(named).expanduser()
-        if not named.startswith("models:/") and not path.is_file():
-            raise DataError(
-                f"--truth {named}: there is no such file, folder with a truth.npz, or models:/NAME/VERSION."
-            )
-        record = read_truth(store, named if named.startswith("models:/") else path)
-        if record.poisoned is None:
-            raise DataError(f"--truth {named}: that attack poisoned no data.")
-        poisoned, labels = record.poisoned, record.labels
-    about = f"--truth {named} is not about {data.uri}"
-    if len(poisoned) != len(data):
-        raise DataError(f"{about}: it knows {len(poisoned)} images, and the data has {len(data)}.")
-    if labels is not None and data.labels is not None and not torch.equal(labels[~poisoned], data.labels[~poisoned]):
-        raise DataError(f"{about}: the labels of images that are not poisoned differ.")
-    return poisoned
-
-
-def _boxes(named: str, data: ImageSet) -> Tensor | None:
-    """Where the triggers are, (N, 4), if a truth.npz tells it."""
-    file = _truth_file(named)
-    if file is None:
-        return None
-    with np.load(file, allow_pickle=False) as arrays:
-        if "boxes" not in arrays:
-            return None
-    boxes = _array(file, "boxes", np.int64, (4,))
-    if len(boxes) != len(data):
-        raise DataError(f"--truth {file}: `boxes` has {len(boxes)} rows, and the data has {len(data)} images.")
-    return torch.from_numpy(boxes)
-
-
-def _truth_file(named: str) -> Path | None:
-    path = Path(named).expanduser()
-    arrays = path / "truth.npz" if path.is_dir() else path
-    return arrays if not named.startswith("models:/") and arrays.suffix == ".npz" else None
-
-
-def _array(path: Path, name: str, kind: type, columns: tuple[int, ...]) -> np.ndarray:
-    wanted = f"{np.dtype(kind)} (N, 4)" if columns else f"{np.dtype(kind)} (N,)"
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            values = np.asarray(arrays[name])
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(
-            f"--truth {path} has no readable array `{name}` ({error}): {wanted}, one row an image."
-        ) from error
-    if values.dtype != kind or values.ndim != 1 + len(columns) or values.shape[1:] != columns:
-        raise DataError(f"--truth {path}: `{name}` is {values.dtype} {values.shape}, not {wanted}.")
-    return values

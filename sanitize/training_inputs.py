@@ -14,6 +14,7 @@ from sanitize.data import ImageSet, Trigger, load_images
 from sanitize.errors import ConfigError, DataError
 from sanitize.evaluation import ClassifierEvaluator, EncoderEvaluator, Evaluator
 from sanitize.inputs import code_digest
+from sanitize.known_poison import known_poison
 from sanitize.rehearsal import rehearse
 from sanitize.suspects import Network, read_tensors, rebuild, untrained
 from sanitize.tracking import ModelReference, Store, binding_of
@@ -220,9 +221,7 @@ def _known_poison(request: TrainingRequest, trainer: Trainer, data: ImageSet, st
         return None
     if not trainer.filters:
         raise ConfigError(f"--truth judges trainings that tell trusted images from others; {trainer.name} does not.")
-    from sanitize.dataset_inputs import _truth  # it imports from here
-
-    return _truth(request.truth, data, store)
+    return known_poison(request.truth, data, store)
 
 
 def fitting_triggers(paths: Sequence[str | Path], image_size: int) -> tuple[Trigger, ...]:
