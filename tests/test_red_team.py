@@ -60,7 +60,7 @@ def within(names: set[str], module: str) -> set[str]:
 def test_no_room_that_a_defence_may_use_imports_the_truth(room):
     assert modules(room)
     for file in modules(room):
-        for secret in ("sanitize.attacks", "sanitize.red_team", "sanitize.tracking"):
+        for secret in ("sanitize.attacks", "sanitize.red_team", "sanitize.tracking", "sanitize.known_poison"):
             assert not within(imported(file), secret), file
 
 
@@ -71,7 +71,7 @@ def test_only_the_red_team_and_the_evaluation_read_the_truth():
         for file in root.rglob("*.py")
         if within(imported(file), "sanitize.tracking.truth")
     }
-    assert readers <= {"red_team", "evaluation", "dataset_inputs.py"}  # the last hands it to the evaluation alone
+    assert readers <= {"red_team", "evaluation", "known_poison.py"}  # the last hands it to the evaluation alone
 
 
 def assert_tells_nothing(content: bytes, secrets: list[bytes], what: str) -> None:
