@@ -14,7 +14,8 @@ from benchmarks.subjects import cleaned, measured, pretrained, suspect
 from benchmarks.uau import kinds_of_trigger
 from sanitize.data import DeviceImages
 from sanitize.detection.decree import DECREE
-from sanitize.functional.collapse import FAMILIES, fresh_search
+from sanitize.functional.changes import FAMILIES
+from sanitize.functional.collapse import fresh_search
 from sanitize.suspects import Network
 
 ARCHITECTURES = ("small-cnn", "resnet18-narrow")

@@ -90,7 +90,9 @@ ABLATIONS: dict[str, dict[str, object]] = {
     "u 30": {"unlearn_weight": 30.0},
     "10 rounds": {"rounds": 10},
     "60 rounds": {"rounds": 60},
-    "lr 0.003": {"learning_rate": 0.003},
+    "lr 0.01": {"learning_rate": 0.01},
+    "no directions": {"minimum_alignment": 1.0},
+    "6 steps a round": {"unlearn_steps": 6},
 }
 
 

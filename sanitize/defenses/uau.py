@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -14,21 +14,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from sanitize.data import DeviceImages, ImageSet
 from sanitize.data.crops import PaddedCrops
 from sanitize.defenses.base import Need, Paper, Purified, Purifier
+from sanitize.defenses.uau_pool import Pool
 from sanitize.errors import ArchitectureError, DataError
-from sanitize.functional.collapse import (
-    BOUND,
-    FAMILIES,
-    LARGE_PATCH,
-    SMALL_PATCH,
-    Changes,
-    Family,
-    Found,
-    Patches,
-    Perturbations,
-    fresh_search,
-    search,
-    unlearning_losses,
-)
+from sanitize.functional.changes import BOUND, FAMILIES, Family
+from sanitize.functional.collapse import Found, fresh_search, unlearning_losses
 from sanitize.functional.similarity import centred_similarity
 from sanitize.suspects.heads import find_head, remove_head
 from sanitize.suspects.networks import Network
@@ -75,17 +64,23 @@ class UAU(Purifier):
     minimum_collapse: float = Field(
         0.6, ge=-1, le=1, description="changes whose collapse is less are taken for nobody's work, and not unlearned"
     )
-    unlearn_steps: int = Field(6, ge=1, description="steps of SGD a round")
+    minimum_alignment: float = Field(
+        0.3, ge=-1, le=1, description="as minimum_collapse, of changes that were searched towards a known direction"
+    )
+    unlearn_steps: int = Field(12, ge=1, description="steps of SGD a round")
     pool_size: int = Field(6, ge=1, description="changes found last that are rehearsed; 1: only the newest")
     batch_size: int = Field(64, ge=2, description="images a step, in search and unlearning")
     bound: float = Field(
         BOUND, gt=0, le=1, description="largest change of a pixel by a perturbation; pixels are 0 to 1"
     )
+    directed_bound: float = Field(
+        0.15, gt=0, le=1, description="as bound, of perturbations that are searched towards a known direction"
+    )
     crop_padding: int = Field(3, ge=0, description="clean images are shifted by up to so many pixels while unlearning")
     mix: float = Field(0.5, ge=0, le=0.5, description="largest share of another image that is mixed into a clean one")
-    learning_rate: float = Field(0.01, gt=0, description="of SGD, at the start; it falls by a cosine")
+    learning_rate: float = Field(0.003, gt=0, description="of SGD, at the start; it falls by a cosine")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
-    weight_decay: float = Field(5e-4, ge=0, description="of SGD")
+    weight_decay: float = Field(0.0, ge=0, description="of SGD")
     clip_norm: float = Field(
         0.5, gt=0, description="gradients longer than this times the sum of the loss weights are scaled down"
     )
@@ -178,7 +173,7 @@ class UAU(Purifier):
         origin = centre if self.centred else torch.zeros_like(centre)
         batch_size = min(self.batch_size, len(images))
         frozen = copy.deepcopy(suspect).to(engine.device).eval().requires_grad_(False)
-        pool = _Pool(self, images, image_size, centre, engine)
+        pool = Pool(self, frozen, images, image_size, centre, engine)
         crops = PaddedCrops(self.crop_padding, flip=0.0)
 
         def loss(module: nn.Module, _: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
@@ -232,79 +227,6 @@ class UAU(Purifier):
         """A random share, up to `mix`, of another image in each: more views than a few hundred images have."""
         share = self.mix * torch.rand(len(clean), generator=generator).to(clean.device)[:, None, None, None]
         return (1 - share) * clean + share * clean[torch.randperm(len(clean), generator=generator).to(clean.device)]
-
-
-class _Pool:
-    """The changes found last: one more is searched before each round, one is drawn at each step."""
-
-    def __init__(self, method: UAU, images: DeviceImages, image_size: int, centre: Tensor, engine: Engine) -> None:
-        self._method, self._images, self._image_size = method, images, image_size
-        self._centre, self._engine = centre, engine
-        self._turns: tuple[float | None, ...] = {  # the side of a patch as a share of the image's, or a perturbation
-            "both": (None, SMALL_PATCH, LARGE_PATCH),
-            "perturbation": (None,),
-            "patch": (SMALL_PATCH, LARGE_PATCH),
-        }[method.families]
-        self._rounds = 0
-        self._latest: dict[int, Changes] = {}  # by turn: as the network learns, what is left of a change lies near it
-        self._found: list[Changes] = []
-
-    def before_epoch(self, network: nn.Module, generator: torch.Generator) -> dict[str, float]:
-        """Search one more."""
-        turn = self._rounds % len(self._turns)
-        with self._engine.fabric.autocast():
-            found = search(
-                network,
-                self._images.pixels,
-                len(self._images),
-                lambda drawn: self._start(turn, drawn),
-                self._centre,
-                generator,
-                steps=self._method.search_steps,
-                batch_size=self._method.batch_size,
-            )
-        self._rounds += 1
-        self._latest[turn] = found.changes
-        if found.collapse >= self._method.minimum_collapse:
-            self._found = [*self._found, found.changes][-self._method.pool_size :]
-        return {"collapse": found.collapse}
-
-    def changed(self, clean: Tensor, generator: torch.Generator) -> Tensor:
-        """By the newest change, or, in half of all draws, by any; as it was found, or, in half of all draws, varied."""
-        newest, which, form = torch.rand(3, generator=generator).tolist()
-        if not self._found:
-            return clean
-        changes = self._found[-1 if newest < 0.5 else int(which * len(self._found))]
-        with torch.no_grad():
-            return changes(clean)[0] if form < 0.5 else changes.varied(clean, generator)
-
-    def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
-        return {
-            "rounds": self._rounds,
-            "latest": {turn: changes.state_dict() for turn, changes in self._latest.items()},
-            "found": [changes.state_dict() for changes in self._found],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """From the checkpoint."""
-        self._rounds = state["rounds"]
-        self._latest = {turn: self._restored(values) for turn, values in state["latest"].items()}
-        self._found = [self._restored(values) for values in state["found"]]
-
-    def _start(self, turn: int, generator: torch.Generator) -> Changes:
-        share, latest = self._turns[turn], self._latest.get(turn)
-        if share is None:
-            started = Perturbations.start(self._method.starts, self._image_size, self._method.bound, generator)
-            perturbations = started.to(self._centre.device)
-            return perturbations.joined(latest) if isinstance(latest, Perturbations) else perturbations
-        patches = Patches.start(self._image_size, share, generator).to(self._centre.device)
-        return patches.joined(latest) if isinstance(latest, Patches) else patches
-
-    def _restored(self, values: dict[str, Tensor]) -> Changes:
-        if "places" in values:
-            return Patches(values["values"], values["places"], self._image_size).to(self._centre.device)
-        return Perturbations(values["values"], self._method.bound).to(self._centre.device)
 
 
 def _require_different(features: Tensor) -> None:

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from sanitize.data import DeviceImages, ImageSet
 from sanitize.detection.model import Alarm, Evidence, ModelDetector
-from sanitize.functional.collapse import FAMILIES, fresh_search
+from sanitize.functional.changes import FAMILIES
+from sanitize.functional.collapse import fresh_search
 from sanitize.method import Paper
 from sanitize.suspects.networks import Network
 from sanitize.training import Engine

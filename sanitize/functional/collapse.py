@@ -8,22 +8,18 @@ started side by side with few images each, and the worse ones are given up early
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Adam
 
 from sanitize.errors import TrainingError
+from sanitize.functional.changes import BOUND, SMALL_PATCH, Changes, Family, Patches, Perturbations
 from sanitize.functional.similarity import mean_similarity
 
-Family = Literal["perturbation", "patch"]
-FAMILIES: tuple[Family, ...] = get_args(Family)
-BOUND, STRONGEST, SMALL_PATCH, LARGE_PATCH = 0.05, 3, 1 / 8, 1 / 4
 HALVINGS, SURVIVORS = 3, 4  # one in four goes on
 
 
@@ -50,175 +46,25 @@ def centred_collapse(features: Tensor, centre: Tensor) -> Tensor:
     return (units.sum(dim=-2).square().sum(dim=-1) - units.square().sum(dim=(-2, -1))) / (count * (count - 1))
 
 
-class Changes(nn.Module):
-    """Universal changes of the input, searched side by side; what a search comes back with is one of them."""
+def alignment(features: Tensor, centre: Tensor, directions: Tensor) -> Tensor:
+    """How far features go in the nearest of known directions: mean cosine of ``a_i - centre`` to it.
 
-    step_size: float
-    """Learning rate of Adam."""
-
-    first_images: int
-    """A candidate, as a search begins; hidden perturbations need more of them than patches, of which there are more."""
-
-    values: nn.Parameter
-    """(P, 3, H, W): what is searched, one row a candidate."""
-
-    @abstractmethod
-    def forward(self, images: Tensor) -> Tensor:
-        """Every candidate on every image.
-
-        Args:
-            images: (N, 3, H, W) in [0, 1].
-
-        Returns:
-            (P, N, 3, H, W) in [0, 1].
-        """
-
-    @abstractmethod
-    def select(self, which: Tensor) -> Self:
-        """Some of the candidates, copied; `which` are their indices."""
-
-    @abstractmethod
-    def joined(self, others: Self) -> Self:
-        """These candidates and, after them, others of the same kind; copied."""
-
-    @abstractmethod
-    def project_(self) -> None:
-        """Back into the allowed set, after a step."""
-
-    @abstractmethod
-    def varied(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The first candidate, on each image in another form: a search finds one of those that a trigger may have.
-
-        Args:
-            images: (N, 3, H, W) in [0, 1].
-            generator: Of the forms.
-
-        Returns:
-            (N, 3, H, W) in [0, 1].
-        """
-
-    @abstractmethod
-    def pictures(self) -> dict[str, Tensor]:
-        """What the first candidate looks like: name -> (3, H, W) in [0, 1]."""
-
-
-class Perturbations(Changes):
-    """Adds one picture of small values: ``clamp(x + delta)``, ``|delta| <= bound``.
+    It sees the few images that a weakened trigger still sends off, where collapse, a mean over pairs, is near 0.
 
     Args:
-        values: (P, 3, H, W) where the search sets out.
-        bound: Largest change of a pixel, in (0, 1].
+        features: (..., N, D).
+        centre: (D,) or (1, D): the mean feature of clean images.
+        directions: (G, D), of unit length, at least one.
+
+    Returns:
+        (...) in [-1, 1].
+
+    Example:
+        >>> features = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+        >>> float(alignment(features, torch.zeros(2), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])))
+        0.5
     """
-
-    first_images = 16
-
-    def __init__(self, values: Tensor, bound: float) -> None:
-        super().__init__()
-        self.values = nn.Parameter(values)
-        self.bound = bound
-        self.step_size = bound / 5
-
-    @classmethod
-    def start(cls, count: int, image_size: int, bound: float, generator: torch.Generator) -> Perturbations:
-        """Candidates that are uniform within a quarter of the bound."""
-        uniform = 2 * torch.rand(count, 3, image_size, image_size, generator=generator) - 1
-        return cls(uniform * bound / 4, bound)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """See `Changes`."""
-        return (images + self.values[:, None]).clamp(0, 1)
-
-    def select(self, which: Tensor) -> Self:
-        """See `Changes`."""
-        return type(self)(self.values.detach()[which].clone(), self.bound)
-
-    def joined(self, others: Self) -> Self:
-        """See `Changes`."""
-        return type(self)(torch.cat([self.values.detach(), others.values.detach()]), self.bound)
-
-    @torch.no_grad()
-    def project_(self) -> None:
-        """Into the bound."""
-        self.values.clamp_(-self.bound, self.bound)
-
-    def varied(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Up to three times as strong: a bound that clean networks bear is less than a trigger may be."""
-        strength = 1 + (STRONGEST - 1) * torch.rand(len(images), 1, 1, 1, generator=generator)
-        return torch.clamp(images + strength.to(images) * self.values[:1], 0, 1)
-
-    def pictures(self) -> dict[str, Tensor]:
-        """One picture: grey is 0, the bound is black and white."""
-        return {"perturbation": (self.values.detach()[0] / (2 * self.bound) + 0.5).clamp(0, 1)}
-
-
-class Patches(Changes):
-    """Lays a square over the image, every candidate at a place of its own; its colours go through a sigmoid.
-
-    Args:
-        values: (P, 3, size, size) where the search sets out.
-        places: (P, 2) row and column of the upper left corners.
-        image_size: Height and width of the images.
-    """
-
-    step_size = 0.5
-    first_images = 8
-    places: Tensor
-
-    def __init__(self, values: Tensor, places: Tensor, image_size: int) -> None:
-        super().__init__()
-        self.values = nn.Parameter(values)
-        self.register_buffer("places", places)
-        self.image_size = image_size
-
-    @classmethod
-    def start(cls, image_size: int, share: float, generator: torch.Generator) -> Patches:
-        """Random colours at the places that tile the image; the side is a share of the image's."""
-        size = max(1, round(image_size * share))
-        along = torch.tensor(sorted({min(begin, image_size - size) for begin in range(0, image_size, size)}))
-        places = torch.cartesian_prod(along, along)
-        return cls(torch.randn(len(places), 3, size, size, generator=generator), places, image_size)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """See `Changes`."""
-        count, number = len(self.values), len(images)
-        shown = images.repeat(count, 1, 1, 1)
-        colours = self.values.repeat_interleave(number, dim=0)
-        laid = _laid(shown, colours, self.places.repeat_interleave(number, dim=0))
-        return laid.view(count, number, *images.shape[1:])
-
-    def select(self, which: Tensor) -> Self:
-        """See `Changes`."""
-        return type(self)(self.values.detach()[which].clone(), self.places[which], self.image_size)
-
-    def joined(self, others: Self) -> Self:
-        """See `Changes`."""
-        values = torch.cat([self.values.detach(), others.values.detach()])
-        return type(self)(values, torch.cat([self.places, others.places]), self.image_size)
-
-    def project_(self) -> None:
-        """The sigmoid keeps colours in range."""
-
-    def varied(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """At a random place."""
-        room = self.image_size - self.values.shape[-1] + 1
-        places = (torch.rand(len(images), 2, generator=generator) * room).long().to(images.device)
-        return _laid(images, self.values[:1].expand(len(images), -1, -1, -1), places)
-
-    @torch.no_grad()
-    def pictures(self) -> dict[str, Tensor]:
-        """The patch at its place on grey."""
-        return {"patch": self(torch.full((1, 3, self.image_size, self.image_size), 0.5).to(self.values))[0, 0]}
-
-
-def _laid(images: Tensor, colours: Tensor, places: Tensor) -> Tensor:
-    """Square i (3, size, size), before the sigmoid, over image i at place i (2,)."""
-    along = torch.arange(colours.shape[-1], device=images.device)
-    number = torch.arange(len(images), device=images.device)[:, None, None]
-    rows, columns = (places[:, :1] + along)[:, :, None], (places[:, 1:] + along)[:, None, :]
-    shown = images.permute(0, 2, 3, 1).index_put(
-        (number, rows, columns), colours.sigmoid().permute(0, 2, 3, 1).to(images.dtype)
-    )
-    return shown.permute(0, 3, 1, 2)
+    return (F.normalize(features - centre, dim=-1).mean(dim=-2) @ directions.T).amax(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -228,10 +74,14 @@ class Found:
     Args:
         changes: One candidate; it needs no gradient any more.
         collapse: That it reaches on a batch that no step was made for.
+        direction: (D,), of unit length: where it sends the features of that batch.
+        alignment: Of that batch to the directions that it was searched for; None where there were none.
     """
 
     changes: Changes
     collapse: float
+    direction: Tensor
+    alignment: float | None = None
 
 
 def search(
@@ -242,6 +92,7 @@ def search(
     centre: Tensor,
     generator: torch.Generator,
     *,
+    directions: Tensor | None = None,
     steps: int = 8,
     batch_size: int = 64,
 ) -> Found:
@@ -258,6 +109,7 @@ def search(
         start: Makes candidates from a generator.
         centre: (D,) mean output for clean images; the candidates are put on its device.
         generator: Of starts and batches.
+        directions: (G, D): alignment to the nearest of them is searched, instead of collapse.
         steps: Of Adam, in each of the three rounds.
         batch_size: Images of the last measurement; eight times as many are in memory at once.
 
@@ -265,18 +117,21 @@ def search(
         TrainingError: Two starts in a row led to NaN.
     """
 
+    def score(features: Tensor) -> Tensor:
+        return centred_collapse(features, centre) if directions is None else alignment(features, centre, directions)
+
     for _ in range(2):
         changes = start(generator).to(centre.device)
         per_candidate = min(changes.first_images, images)
         for halving in range(HALVINGS):
-            scores = _improve(changes, network, pixels, images, centre, generator, steps, per_candidate, 8 * batch_size)
+            scores = _improve(changes, network, pixels, images, score, generator, steps, per_candidate, 8 * batch_size)
             left = 1 if halving == HALVINGS - 1 else max(1, len(scores) // SURVIVORS)
             changes = changes.select(scores.argsort(descending=True, stable=True)[:left])
             per_candidate = min(2 * per_candidate, images)
         changes.requires_grad_(False)
         drawn = torch.randperm(images, generator=generator)[:batch_size]
         with torch.no_grad():
-            found = Found(changes, float(_collapses(changes, network, pixels(drawn), centre)))
+            found = _measured(changes, network, pixels(drawn), centre, directions)
         # a NaN gradient at any step stays in Adam's averages, and so in the values
         if math.isfinite(found.collapse) and bool(changes.values.isfinite().all()):
             return found
@@ -291,15 +146,15 @@ def _improve(
     network: Callable[[Tensor], Tensor],
     pixels: Callable[[Tensor], Tensor],
     images: int,
-    centre: Tensor,
+    score: Callable[[Tensor], Tensor],
     generator: torch.Generator,
     steps: int,
     per_candidate: int,
     together: int,
 ) -> Tensor:
-    """Some steps of Adam on all candidates; (P,) their mean collapse in the second half of the steps."""
+    """Some steps of Adam on all candidates; (P,) their mean score in the second half of the steps."""
     adam = Adam([changes.values], lr=changes.step_size)
-    scores = torch.zeros(len(changes.values), device=centre.device)
+    scores = torch.zeros(len(changes.values), device=changes.values.device)
     groups = torch.split(torch.arange(len(scores)), max(1, together // per_candidate))
     for step in range(steps):
         shown = pixels(torch.randperm(images, generator=generator)[:per_candidate])
@@ -307,9 +162,9 @@ def _improve(
         reached: list[Tensor] = []
         for group in groups:
             members = changes.select(group)
-            collapses = _collapses(members, network, shown, centre)
-            gradients += torch.autograd.grad(-collapses.sum(), [members.values])
-            reached.append(collapses.detach())
+            scored = score(_features(members, network, shown))
+            gradients += torch.autograd.grad(-scored.sum(), [members.values])
+            reached.append(scored.detach())
         changes.values.grad = torch.cat(gradients)
         adam.step()
         changes.project_()
@@ -318,10 +173,19 @@ def _improve(
     return scores.nan_to_num(nan=-math.inf)
 
 
-def _collapses(changes: Changes, network: Callable[[Tensor], Tensor], shown: Tensor, centre: Tensor) -> Tensor:
-    """(P,): of each candidate on these images."""
+def _features(changes: Changes, network: Callable[[Tensor], Tensor], shown: Tensor) -> Tensor:
+    """(P, N, D): of these images, changed by each candidate."""
     features = network(changes(shown).flatten(0, 1)).float()
-    return centred_collapse(features.view(-1, len(shown), features.shape[-1]), centre)
+    return features.view(-1, len(shown), features.shape[-1])
+
+
+def _measured(
+    changes: Changes, network: Callable[[Tensor], Tensor], shown: Tensor, centre: Tensor, directions: Tensor | None
+) -> Found:
+    features = _features(changes, network, shown)[0]
+    direction = F.normalize(F.normalize(features - centre, dim=-1).mean(dim=0), dim=0)
+    aligned = None if directions is None else float(alignment(features, centre, directions))
+    return Found(changes, float(centred_collapse(features, centre)), direction, aligned)
 
 
 def fresh_search(

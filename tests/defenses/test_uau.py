@@ -15,7 +15,8 @@ from tests.encoders import small_encoder
 
 SHORT = {
     "rounds": 3, "search_steps": 2, "unlearn_steps": 2, "batch_size": 16, "evidence_steps": 1,
-    "minimum_clean_similarity": -1.0, "minimum_collapse": -1.0, "starts": 2, "families": "perturbation",
+    "minimum_clean_similarity": -1.0, "minimum_collapse": -1.0, "minimum_alignment": -1.0, "starts": 2,
+    "families": "perturbation", "learning_rate": 0.01, "weight_decay": 5e-4,
 }  # fmt: skip
 
 
@@ -45,12 +46,14 @@ def reference():
         {"starts": 3},
         {"search_steps": 3},
         {"minimum_collapse": 1.0},
+        {"minimum_alignment": 1.0},
         {"crop_padding": 2},
         {"mix": 0.2},
         {"unlearn_steps": 3},
         {"batch_size": 8},
         {"pool_size": 1},
         {"bound": 0.3},
+        {"directed_bound": 0.3},
         {"learning_rate": 0.02},
         {"momentum": 0.5},
         {"weight_decay": 0.1},
@@ -146,9 +149,19 @@ def test_measures_and_pictures_are_there(reference):
     for picture in reference.pictures.values():
         assert picture.shape == (3, 32, 32)
         assert 0 <= float(picture.min()) <= float(picture.max()) <= 1
-    assert [set(epoch) for epoch in reference.history["unlearn"].epochs] == [
-        {"loss", "consistency", "restoration", "collapse", "clean_similarity"}
-    ] * 3
+    always = {"loss", "consistency", "restoration", "collapse", "clean_similarity"}
+    assert [set(epoch) - always for epoch in reference.history["unlearn"].epochs] == [set(), {"alignment"}, set()]
+    assert all(always <= set(epoch) for epoch in reference.history["unlearn"].epochs)
+
+
+def test_the_suspect_itself_is_searched_every_other_time():
+    """What is found in the suspect does not depend on what was unlearned since."""
+    first, second = (
+        [epoch["collapse"] for epoch in purified(learning_rate=rate).history["unlearn"].epochs]
+        for rate in (0.01, 0.001)
+    )
+    assert (first[0], first[2]) == (second[0], second[2])
+    assert first[1] != second[1]
 
 
 def test_the_guard_stops_a_destroyed_network_with_a_reason():

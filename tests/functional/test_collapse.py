@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from sanitize.errors import TrainingError
+from sanitize.functional.changes import FAMILIES, Patches, Perturbations
 from sanitize.functional.collapse import (
-    FAMILIES,
-    Patches,
-    Perturbations,
+    alignment,
     centred_collapse,
     fresh_search,
     search,
@@ -101,6 +100,28 @@ def test_collapse_has_the_right_gradient_and_pulls_features_together():
     assert centred_collapse(features + 0.1 * gradient, centre) > centred_collapse(features, centre)
 
 
+def test_alignment_equals_a_plain_loop_and_takes_the_nearest_direction():
+    features, centre = torch.randn(2, 7, 5, generator=generator()), torch.randn(5, generator=generator(1))
+    directions = torch.nn.functional.normalize(torch.randn(3, 5, generator=generator(2)), dim=1)
+    expected = [
+        max(
+            sum(slow_cosine([x - m for x, m in zip(row, centre.tolist(), strict=True)], goal) for row in one) / 7
+            for goal in directions.tolist()
+        )
+        for one in features.tolist()
+    ]
+    assert alignment(features, centre, directions).tolist() == pytest.approx(expected, abs=1e-6)
+    assert float(alignment(centre + 3 * directions[1].expand(4, 5), centre, directions)) == pytest.approx(1.0)
+
+
+def test_alignment_pulls_features_to_the_direction():
+    features = torch.randn(5, 4, generator=generator(), dtype=torch.float64, requires_grad=True)
+    centre, direction = torch.zeros(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)[:1]
+    assert torch.autograd.gradcheck(lambda value: alignment(value, centre, direction), features)
+    (gradient,) = torch.autograd.grad(alignment(features, centre, direction), features)
+    assert alignment(features + 0.1 * gradient, centre, direction) > alignment(features, centre, direction)
+
+
 def test_perturbations_stay_in_their_bound_and_images_in_range(images):
     changes = Perturbations.start(4, SIZE, 0.1, generator())
     assert changes.values.shape == (4, 3, SIZE, SIZE)
@@ -184,6 +205,17 @@ def test_the_search_finds_a_hidden_perturbation(images):
     assert len(found.changes.values) == 1
     signs = found.changes.values.flatten().sign()
     assert float((signs == network.hidden).float().mean()) > 0.9
+
+
+def test_a_search_goes_to_the_directions_that_are_known(images):
+    """The hidden perturbation drives the last feature up; towards another feature the search goes elsewhere."""
+    network = Backdoored()
+    towards = [find(network, images, directions=torch.eye(7)[[feature]]) for feature in (6, 0)]
+    assert [found.alignment > 0.9 for found in towards] == [True, False]
+    assert int(towards[0].direction.argmax()) == 6
+    assert float(towards[0].direction.norm()) == pytest.approx(1.0)
+    assert towards[0].collapse > 0.9 > towards[1].collapse
+    assert find(network, images).alignment is None
 
 
 class Marked(nn.Module):
