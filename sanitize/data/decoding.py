@@ -68,7 +68,7 @@ def decode_all(
                     failures.append(f"{name}: {picture}")
                 else:
                     if output is None:
-                        output = torch.empty((count, *picture.shape), dtype=torch.uint8)
+                        output = _space(count, picture, source)
                     if picture.shape == output.shape[1:]:
                         output[done] = picture
                     else:
@@ -87,6 +87,14 @@ def decode_all(
             f"{_first(odd)}. Give --image-size to bring them to one size."
         )
     return require_square(output, source)
+
+
+def _space(count: int, picture: Tensor, source: str) -> Tensor:
+    try:
+        return torch.empty((count, *picture.shape), dtype=torch.uint8)
+    except RuntimeError as error:
+        size = count * picture.numel() / 2**30
+        raise DataError(f"the {count:,} images of {source} take {size:.0f} GiB of memory. Name fewer rows.") from error
 
 
 def read_picture(path: Path) -> Tensor:
@@ -158,8 +166,8 @@ def _decode(payload: Payload, image_size: int | None) -> Tensor | str:
             return _convert(picture, image_size)
     except UnidentifiedImageError:
         return f"not a picture ({', '.join(FORMATS)} are read)"
-    except MemoryError:
-        raise
+    except MemoryError:  # also a chunk of a few bytes that declares gigabytes, which Pillow reserves
+        return "it asks for more memory than there is (a decompression bomb?)"
     except Exception as error:  # decoders of damaged files raise OSError, SyntaxError, ValueError, struct.error, ...
         return f"{type(error).__name__}: {error}"
 

@@ -20,6 +20,11 @@ from sanitize.data.rows import Rows
 from sanitize.errors import DataError
 
 SUFFIXES = frozenset({".parquet", ".pq"})
+MAX_ROWS = 1 << 28
+"""More than any file of pictures has; a footer can announce any number."""
+BATCH = 256
+BATCH_BYTES = 1 << 30
+"""Of a column whose values are stored once and referred to, no more is unpacked at a time."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,10 @@ def read_parquet(
                 f"{first.path.name} and {table.path.name} in {source} have different columns or class names, "
                 "so they are not parts of one data set. Name one of the files."
             )
-    indices = rows.indices(sum(table.file.metadata.num_rows for table in tables), source)
+    count = sum(table.file.metadata.num_rows for table in tables)
+    if count > MAX_ROWS or any(_rows_of_groups(table) != table.file.metadata.num_rows for table in tables):
+        raise DataError(f"{source} announces {count:,} rows, which its files do not hold. Fetch it again.")
+    indices = rows.indices(count, source)
     labels: list[Any] = []
     images = decode_all(_pictures(tables, indices, labels), len(indices), image_size=image_size, source=source)
     if first.label is None:
@@ -72,6 +80,8 @@ def _open(path: Path) -> _Table:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path} is not a readable Parquet file ({_line(error)}). Fetch it again.") from error
     schema = file.schema_arrow
+    if len(set(schema.names)) < len(schema.names):
+        raise DataError(f"{path} has several columns of the same name: {', '.join(schema.names[:8])}.")
     features = _features(schema.metadata)
     image = _image_column(schema)
     if image is None:
@@ -90,7 +100,7 @@ def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
     """Column -> description from the `huggingface` schema metadata; empty where there is none or it is odd."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return {}
     return {k: v for k, v in features.items() if isinstance(v, dict)} if isinstance(features, dict) else {}
 
@@ -125,25 +135,51 @@ def _pictures(tables: list[_Table], indices: np.ndarray, labels: list[Any]) -> I
             low, high = np.searchsorted(indices, (offset, offset + size))
             if low < high:
                 chosen = indices[low:high] - offset
-                payloads, found = _read_group(table, group, chosen, offset - start_of_file)
-                labels.append(found)
-                for row, payload in zip(chosen, payloads, strict=True):
-                    name = f"row {offset - start_of_file + row}"
-                    # An external path is never followed: whoever wrote the file would choose what is read here.
-                    yield (name if len(tables) == 1 else f"{table.path.name} {name}", payload or b"")
+                for rows, payloads, found in _read_group(table, group, chosen, offset - start_of_file):
+                    labels.append(found)
+                    for row, payload in zip(rows, payloads, strict=True):
+                        name = f"row {offset - start_of_file + row}"
+                        # An external path is never followed: whoever wrote the file would choose what is read here.
+                        yield (name if len(tables) == 1 else f"{table.path.name} {name}", payload or b"")
             offset += size
 
 
-def _read_group(table: _Table, group: int, chosen: np.ndarray, first_row: int) -> tuple[list[bytes | None], Any]:
+def _read_group(
+    table: _Table, group: int, chosen: np.ndarray, first_row: int
+) -> Iterator[tuple[np.ndarray, list[bytes | None], Any]]:
+    """The chosen rows of a row group, batch by batch: row numbers in the group, image bytes, labels."""
     columns = [f"{table.image}.bytes"] + ([table.label] if table.label else [])
+    start = 0
     try:
-        part = table.file.read_row_group(group, columns=columns).take(pa.array(chosen))
-        payloads = part.column(table.image).combine_chunks()
-        payloads = (payloads.field("bytes") if pa.types.is_struct(payloads.type) else payloads).to_pylist()
-    except (pa.ArrowException, OSError, ValueError) as error:
+        for batch in table.file.iter_batches(_batch_size(table, group), row_groups=[group], columns=columns):
+            low, high = np.searchsorted(chosen, (start, start + batch.num_rows))
+            if low < high:
+                rows = chosen[low:high]
+                yield rows, *_contents(table, pa.Table.from_batches([batch]).take(pa.array(rows - start)))
+            start += batch.num_rows
+            if start > chosen[-1]:
+                return
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise DataError(
             f"{table.path} is damaged in row group {group} (rows from {first_row}): {_line(error)}. Fetch it again."
         ) from error
+
+
+def _batch_size(table: _Table, group: int) -> int:
+    """Rows to unpack at once: a value that is stored once may be referred to by every row."""
+    # Of the group, since asking for one column's size ends the process when that part of the footer is damaged.
+    size = table.file.metadata.row_group(group).total_byte_size
+    return int(max(1, min(BATCH, BATCH_BYTES // max(1, size))))
+
+
+def _rows_of_groups(table: _Table) -> int:
+    meta = table.file.metadata
+    return sum(int(meta.row_group(group).num_rows) for group in range(meta.num_row_groups))
+
+
+def _contents(table: _Table, part: Any) -> tuple[list[bytes | None], Any]:
+    payloads = part.column(table.image).combine_chunks()
+    payloads = (payloads.field("bytes") if pa.types.is_struct(payloads.type) else payloads).to_pylist()
     if payloads and not isinstance(next((item for item in payloads if item is not None), b""), bytes):
         raise DataError(f"column {table.image}.bytes of {table.path} does not hold binary data.")
     found = part.column(table.label).combine_chunks() if table.label else None

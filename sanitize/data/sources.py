@@ -68,7 +68,7 @@ def load_images(
     elif name.startswith(("runs:/", "models:/")):
         if resolve is None:
             raise ConfigError(f"{source} is an MLflow URI, and no tracking store was given to fetch it from.")
-        loaded = _read_path(resolve(name), rows, image_size, source)
+        loaded = _read_path(_without_links(resolve(name), source), rows, image_size, source)
     else:
         loaded = _read_path(Path(name).expanduser(), rows, image_size, source)
     images, labels, class_names = loaded
@@ -92,6 +92,14 @@ def _read_path(path: Path, rows: Rows, image_size: int | None, source: str) -> L
     if suffix == ".npz":
         return _read_npz(path, rows, image_size, source)
     raise DataError(f"{source} is a file of no form that is read. Data is {FORMS}.")
+
+
+def _without_links(path: Path, source: str) -> Path:
+    # Whoever made the data set would choose which files of this machine are read.
+    for item in (path, *path.rglob("*")):
+        if item.is_symlink():
+            raise DataError(f"{source} has a link ({item.name}). Links in what others made are not followed.")
+    return path
 
 
 def _read_folder(folder: Path, rows: Rows, image_size: int | None, source: str) -> Loaded:

@@ -6,6 +6,7 @@ None of them is ever looked up or called: this decides what is said about the fi
 from __future__ import annotations
 
 import re
+import sys
 from typing import Literal
 
 Trust = Literal["ordinary", "unknown", "dangerous"]
@@ -59,7 +60,8 @@ _DANGEROUS_NAMES = re.compile(
     r"|functools\.reduce|itertools\.(starmap|accumulate)|types\.(FunctionType|MethodType|LambdaType|ModuleType)"
     r"|numpy\.(load|save|savetxt|loadtxt|genfromtxt|fromfile|fromregex|memmap|vectorize|apply_.*)"
     r"|pandas\.(eval|read_.*)|copyreg\.(extension|add_extension)|a name computed while loading"
-    r"|.*\.(system|popen|spawn\w*|exec[lv]\w*|check_output|__globals__|__builtins__|__subclasses__|__getattribute__))"
+    r"|.*\.(system|popen|spawn\w*|exec[lv]\w*|check_output|__globals__|__builtins__|__subclasses__|__getattribute__"
+    r"|load_state_dict_from_url|load_url|urlopen|urlretrieve))"
 )
 _ORDINARY = re.compile(
     r"collections\.(OrderedDict|defaultdict|Counter|deque)"
@@ -76,6 +78,7 @@ _ORDINARY = re.compile(
     r"|torchvision\.(models(\.\w+)+|ops(\.\w+)*\.[A-Z]\w*|transforms(\.\w+)*\.[A-Z]\w*)"
 )
 _TORCHSCRIPT = re.compile(r"torch\.jit\._pickle\.(build_\w+|restore_type_tag)")
+_ELSEWHERE = sys.stdlib_module_names | {"torch", "torchvision", "numpy"}
 BY_VALUE = re.compile(r"cloudpickle\..*|dill\..*|types\.CodeType|builtins\.(type|property|staticmethod|classmethod)")
 """Names that rebuild classes and functions from byte code in the pickle."""
 
@@ -96,4 +99,7 @@ def trust(name: str) -> Trust:
         return "dangerous"
     if any(name == prefix or name.startswith(f"{prefix}.") for prefix in _DANGEROUS_PREFIXES):
         return "dangerous"
-    return "ordinary" if _ORDINARY.fullmatch(name) and "__" not in name else "unknown"
+    if not _ORDINARY.fullmatch(name) or "__" in name:
+        return "unknown"
+    # A dotted name reaches through an ordinary module into what that imported: torch.optim.optimizer.torch.os.mkdir.
+    return "dangerous" if _ELSEWHERE.intersection(name.split(".")[1:-1]) else "ordinary"

@@ -43,7 +43,10 @@ def run_extraction(request: dict[str, Any], output: Path) -> dict[str, Any]:
     command = [sys.executable, "-I", "-S", "-B", str(SCRIPT), str(question), str(output)]
     boxed = bubblewrap()
     if boxed:
-        command = [boxed, *_BUBBLEWRAP, *_FRESH, "--bind", str(output), str(output), "--chdir", "/", *command]
+        # The fresh /dev hides what lies in /dev/shm: bound again, the suspect read-only.
+        suspect = ["--ro-bind-try", request["root"], request["root"]] if Path(request["root"]).is_absolute() else []
+        bound = [*suspect, "--bind", str(output), str(output)]
+        command = [boxed, *_BUBBLEWRAP, *_FRESH, *bound, "--chdir", "/", *command]
     code = _run(command, output, request["seconds"])
     answer = output / FOUND
     if not answer.is_file() or answer.is_symlink() or answer.stat().st_size > MAX_FOUND_BYTES:

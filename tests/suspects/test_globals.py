@@ -13,6 +13,8 @@ socket.socket shutil.rmtree webbrowser.open torch.load torch.hub.load torch.jit.
 operator.methodcaller pickle.loads _pickle.loads torch.serialization.load torch.storage._load_from_bytes
 torch.fx.graph_module.reduce_graph_module numpy.load numpy.testing._private.utils.runstring functools.reduce
 types.FunctionType torch.nn.modules.module.os.system mlflow.pyfunc.load_model
+torch.optim.optimizer.torch.os.mkdir
+torch.optim.lr_scheduler.types.FunctionType torchvision.models._api.load_state_dict_from_url
 asyncio.unix_events._UnixSubprocessTransport._start timeit.timeit pkgutil.resolve_name
 """
 ORDINARY = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,14 @@ def test_no_network_no_writing_no_environment(tmp_path: Path, monkeypatch: pytes
     assert found["network"] != "worked"
     assert set(found["environment"]) <= {"LC_ALL", "PWD"}
     assert not (tmp_path / "escaped").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no /dev/shm")
+def test_files_in_shared_memory_are_read(monkeypatch: pytest.MonkeyPatch):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        torch.save({"w": torch.ones(2)}, Path(folder) / "model.pth")
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        assert torch.equal(read_tensors(Path(folder) / "model.pth").state["w"], torch.ones(2))
 
 
 @pytest.mark.parametrize(

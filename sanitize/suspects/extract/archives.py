@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import struct
 import zipfile
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -14,6 +15,7 @@ MAX_RATIO = 100
 """Highest plausible deflate ratio of weights, JSON and code; a bomb reaches 1000."""
 SMALL = 1 << 20
 """Below this many bytes a high ratio is harmless."""
+_LOCAL_HEADER = 30  # bytes, without name and extra field
 _END = b"PK\x05\x06"
 _END_64 = b"PK\x06\x06"
 
@@ -104,6 +106,8 @@ def _check_members(archive: zipfile.ZipFile, max_bytes: int) -> None:
     for info in members:
         name = info.filename
         parts = PurePosixPath(name).parts
+        if not parts:
+            raise ArchiveError(f"member {name!r} has no name", hostile=True)
         if name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0] or "\x00" in info.orig_filename:
             raise ArchiveError(f"member name {name!r} leaves the folder", hostile=True)
         if name in seen:
@@ -122,6 +126,10 @@ def _check_members(archive: zipfile.ZipFile, max_bytes: int) -> None:
                 f"member {name!r} declares {info.file_size:,} bytes from {info.compress_size:,}: a decompression bomb",
                 hostile=True,
             )
+    ordered = sorted(members, key=lambda info: info.header_offset)
+    for info, after in pairwise(ordered):
+        if info.header_offset + _LOCAL_HEADER + info.compress_size > after.header_offset:
+            raise ArchiveError(f"members {info.filename!r} and {after.filename!r} overlap: a bomb", hostile=True)
     total = sum(info.file_size for info in members)
     if total > max_bytes:
         raise ArchiveError(f"its members declare {total:,} bytes, more than the {max_bytes:,} allowed", hostile=True)

@@ -14,6 +14,8 @@ NOT_WEIGHTS = re.compile(
 """Entries of a checkpoint beside the weights, by name; what they hold is never part of the network."""
 MAX_DEPTH = 64
 MAX_TENSORS = 200_000
+MAX_VISITED = 1_000_000
+"""Values looked at; containers that share their parts have many more paths than bytes."""
 _INTERNAL = re.compile(r"_parameters|_buffers|_modules|_non_persistent_buffers_set|training|_version|_.*hooks.*")
 
 
@@ -34,12 +36,14 @@ class Contents:
         is_module: Whether the weights come from a pickled module.
         skipped: Places that hold tensors but are not weights (optimizer, scalars beside the state dict).
         hidden: Instance attributes that replace or hook a module's behaviour: [place, attribute, description].
+        visited: How many values were looked at.
     """
 
     tensors: dict[str, TensorRecord] = field(default_factory=dict)
     is_module: bool = False
     skipped: list[str] = field(default_factory=list)
     hidden: list[tuple[str, str, str]] = field(default_factory=list)
+    visited: int = 0
 
 
 def collect(root: Any) -> Contents:
@@ -118,8 +122,11 @@ def _unwrap(root: Any, contents: Contents) -> Any:
 
 
 def _collect(value: Any, path: str, contents: Contents, depth: int, *, top: bool = False) -> None:
-    if depth > MAX_DEPTH or len(contents.tensors) > MAX_TENSORS:
-        raise ContentsError(f"nested deeper than {MAX_DEPTH} or more than {MAX_TENSORS:,} tensors")
+    contents.visited += 1
+    if depth > MAX_DEPTH or len(contents.tensors) > MAX_TENSORS or contents.visited > MAX_VISITED:
+        raise ContentsError(
+            f"nested deeper than {MAX_DEPTH}, more than {MAX_TENSORS:,} tensors, or more than {MAX_VISITED:,} values"
+        )
     if isinstance(value, TensorRecord):
         contents.tensors[path or "tensor"] = value
     elif is_module(value):

@@ -18,7 +18,7 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
 from typing import IO, Any
 
-from .records import Global, Inert, MachineError, call, storage_of
+from .records import Global, Inert, MachineError, as_key, call, storage_of
 
 MAX_NAME = 400
 """Longest module and attribute together, in characters."""
@@ -97,7 +97,7 @@ class Machine:
         elif name == "LIST":
             push(self.pop_mark())
         elif name == "FROZENSET":
-            push(frozenset(self.pop_mark()))
+            push(frozenset(map(as_key, self.pop_mark())))
         elif name == "DICT":
             push(_paired(self.pop_mark()))
         elif name in {"APPEND", "APPENDS", "ADDITEMS"}:
@@ -182,7 +182,7 @@ class Machine:
 
 
 def _paired(flat: list[Any]) -> dict[Any, Any]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+    return dict(zip(map(as_key, flat[::2]), flat[1::2], strict=True))
 
 
 def _extend(machine: Machine, values: list[Any]) -> None:
@@ -190,7 +190,7 @@ def _extend(machine: Machine, values: list[Any]) -> None:
     if isinstance(target, list):
         target.extend(values)
     elif isinstance(target, set):
-        target.update(values)
+        target.update(map(as_key, values))
     elif isinstance(target, Inert):
         target.items.extend(values)
     else:

@@ -11,6 +11,24 @@ class MachineError(Exception):
     """The pickle is corrupt, or does something that cannot be read as data."""
 
 
+MAX_KEY = 64
+"""Longest tuple that is hashed."""
+
+
+def as_key(value: Any, depth: int = 0) -> Any:
+    """The value, which is going to be hashed.
+
+    Raises:
+        MachineError: Tuples in tuples in tuples: a few bytes of pickle can stand for 2**60 leaves to be hashed.
+    """
+    if isinstance(value, tuple):
+        if depth > 1 or len(value) > MAX_KEY:
+            raise MachineError("a key of nested tuples that would take absurdly long to hash")
+        for item in value:
+            as_key(item, depth + 1)
+    return value
+
+
 @dataclass(frozen=True, eq=False)
 class Global:
     """The name of a class or function; what it names is never looked up."""
@@ -96,7 +114,7 @@ def _unreadable(what: str) -> Callable[..., TensorRecord]:
 def _ordered(pairs: Any = (), *_: Any) -> dict[Any, Any]:
     if isinstance(pairs, Global):  # defaultdict(factory)
         return {}
-    return dict(pairs)
+    return {as_key(key): value for key, value in (pairs.items() if isinstance(pairs, dict) else pairs)}
 
 
 _STORAGE_DTYPES: dict[str, str | None] = {
@@ -120,8 +138,8 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered,
     "collections.defaultdict": _ordered,
     "builtins.dict": _ordered,
-    "builtins.set": set,
-    "builtins.frozenset": frozenset,
+    "builtins.set": lambda items=(): set(map(as_key, items)),
+    "builtins.frozenset": lambda items=(): frozenset(map(as_key, items)),
     "builtins.list": list,
     "builtins.tuple": tuple,
     "torch.Size": tuple,
