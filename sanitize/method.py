@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -41,7 +42,7 @@ class Method(BaseModel, ABC):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigError(_explain(type(self), error)) from error
+            raise ConfigError(f"{type(self).name}: {explained(error, type(self).model_fields, 'parameter')}") from error
 
     def parameters(self) -> dict[str, dict[str, Any]]:
         """Each parameter with its value, the paper's value, and what it means: for the report."""
@@ -56,12 +57,21 @@ class Method(BaseModel, ABC):
         return listed
 
 
-def _explain(cls: type[Method], error: ValidationError) -> str:
+def explained(error: ValidationError, known: Iterable[str], word: str) -> str:
+    """What is wrong with the values that pydantic refused, in one line.
+
+    Args:
+        error: From pydantic.
+        known: Names that there are.
+        word: What such a name is called: parameter, key.
+    """
     lines = []
     for problem in error.errors():
         key = ".".join(map(str, problem["loc"]))
         if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown parameter {key!r}. {did_you_mean(key, cls.model_fields)}")
-        else:
+            lines.append(f"unknown {word} {key!r}. {did_you_mean(key, known)}")
+        elif key:
             lines.append(f"{key}={problem['input']!r}: {problem['msg']}")
-    return f"{cls.name}: " + "; ".join(lines)
+        else:
+            lines.append(problem["msg"])
+    return "; ".join(lines)

@@ -3,8 +3,9 @@
 from sanitize.evaluation.classifiers import ClassifierEvaluator
 from sanitize.evaluation.encoders import EncoderEvaluator
 from sanitize.evaluation.evaluator import Evaluator, Measurement
-from sanitize.evaluation.judge import Policy, judge_purification, judge_scan
+from sanitize.evaluation.judge import judge_purification, judge_scan
 from sanitize.evaluation.probe import LinearProbe, knn_accuracy
+from sanitize.policies import Policy
 
 __all__ = [
     "ClassifierEvaluator",

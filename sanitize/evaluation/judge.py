@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from sanitize.evaluation.removal import DrillResult, canaries_needed
+from sanitize.policies import Policy
 from sanitize.types import Finding, Metrics, ModelKind, Severity, Verdict
 
 
-class Policy(BaseModel):
-    """Thresholds of a verdict on a purified network."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str = "default"
-    maximum_attack_success_rate: float = Field(0.10, ge=0, le=1)
-    maximum_clean_accuracy_loss: float = Field(0.02, ge=0, le=1)
-    established_attack_success_rate: float = Field(
-        0.5, ge=0, le=1, description="a trigger below this on the suspect shows nothing by being absent later"
-    )
-    false_alarm_rate: float = Field(
-        0.05, gt=0, lt=1, description="of a scan: share of clean models that may be called suspicious"
-    )
-    minimum_references: int = Field(
-        5, ge=2, description="of a scan: with fewer clean references its numbers settle nothing"
-    )
-
-
 def judge_purification(
-    before: Metrics, after: Metrics, *, destroyed: str | None, policy: Policy, kind: ModelKind = "encoder"
+    before: Metrics,
+    after: Metrics,
+    *,
+    destroyed: str | None,
+    policy: Policy,
+    kind: ModelKind = "encoder",
+    drill: DrillResult | None = None,
 ) -> tuple[Verdict, list[str]]:
     """Verdict on the result of a purification.
 
-    `pass` needs a known trigger that worked on the suspect and no longer works, and clean accuracy kept: the
-    defence's own canary alone never gives it.
+    `pass` needs clean accuracy kept, and a known trigger that worked on the suspect and no longer works, or a drill
+    that meets the policy's `minimum_removal_bound`: the defence's own canary alone never gives it. Where the policy has
+    no such bound, a drill is told and decides nothing.
 
     Args:
         before: Metrics of the suspect.
@@ -42,6 +31,7 @@ def judge_purification(
         destroyed: Why the defence stopped itself, or None.
         policy: Thresholds.
         kind: Of the network; it decides what is to be given where something was not measured.
+        drill: What became of the canaries, where there were any.
 
     Returns:
         Verdict and at least one reason.
@@ -50,42 +40,88 @@ def judge_purification(
         >>> judge_purification({}, {}, destroyed=None, policy=Policy())[0]
         <Verdict.INCONCLUSIVE: 'inconclusive'>
     """
-    failures: list[str] = []
-    open_questions: list[str] = []
-    kept: list[str] = []
+    reasons = _Reasons()
     if destroyed:
-        failures.append(destroyed)
+        reasons.failures.append(destroyed)
+    _judge_accuracy(before, after, policy, kind, reasons)
+    drilled = _judge_drill(drill, policy, reasons)
+    _judge_trigger(before, after, policy, reasons, drilled=drilled)
+    if reasons.failures:
+        return Verdict.FAIL, reasons.failures + reasons.open_questions
+    if reasons.open_questions:
+        return Verdict.INCONCLUSIVE, reasons.open_questions + reasons.kept
+    return Verdict.PASS, reasons.kept
+
+
+@dataclass
+class _Reasons:
+    failures: list[str] = field(default_factory=list)
+    open_questions: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+
+
+def _judge_accuracy(before: Metrics, after: Metrics, policy: Policy, kind: ModelKind, reasons: _Reasons) -> None:
     accuracy, kept_accuracy = before.get("clean_accuracy"), after.get("clean_accuracy")
     if accuracy is None or kept_accuracy is None:
         options = "--probe-data and --test-data" if kind == "encoder" else "--test-data"
-        open_questions.append(f"clean accuracy was not measured; give labelled images with {options} to settle it")
-    else:
-        text = f"clean accuracy {accuracy:.1%} before, {kept_accuracy:.1%} after (allowed loss "
-        text += f"{policy.maximum_clean_accuracy_loss:.1%})"
-        (failures if accuracy - kept_accuracy > policy.maximum_clean_accuracy_loss else kept).append(text)
+        reasons.open_questions.append(
+            f"clean accuracy was not measured; give labelled images with {options} to settle it"
+        )
+        return
+    text = f"clean accuracy {accuracy:.1%} before, {kept_accuracy:.1%} after (allowed loss "
+    text += f"{policy.maximum_clean_accuracy_loss:.1%})"
+    lost_too_much = accuracy - kept_accuracy > policy.maximum_clean_accuracy_loss
+    (reasons.failures if lost_too_much else reasons.kept).append(text)
+
+
+def _judge_trigger(before: Metrics, after: Metrics, policy: Policy, reasons: _Reasons, *, drilled: bool) -> None:
+    """What a known trigger says. Where a drill has settled it (`drilled`), one that says nothing leaves no question."""
+    without_evidence = reasons.kept if drilled else reasons.open_questions
     worked, works = before.get("attack_success_rate"), after.get("attack_success_rate")
     if worked is None or works is None:
-        open_questions.append(
-            "no known trigger could be tried, and the defence's own canary proves nothing about another's; "
+        without_evidence.append(
+            "no known trigger could be tried"
+            if drilled
+            else "no known trigger could be tried, and the defence's own canary proves nothing about another's; "
             "a trigger (--trigger) that works on the suspect would settle it"
         )
+        return
+    text = f"attack success rate {worked:.1%} before, {works:.1%} after (allowed "
+    text += f"{policy.maximum_attack_success_rate:.1%})"
+    if works > policy.maximum_attack_success_rate:
+        reasons.failures.append(text)
+    elif worked < policy.established_attack_success_rate:
+        without_evidence.append(
+            f"the given trigger hardly works on the suspect (attack success rate {worked:.1%}), "
+            "so that its absence afterwards shows nothing"
+        )
     else:
-        text = f"attack success rate {worked:.1%} before, {works:.1%} after (allowed "
-        text += f"{policy.maximum_attack_success_rate:.1%})"
-        if works > policy.maximum_attack_success_rate:
-            failures.append(text)
-        elif worked < policy.established_attack_success_rate:
-            open_questions.append(
-                f"the given trigger hardly works on the suspect (attack success rate {worked:.1%}), "
-                "so that its absence afterwards shows nothing"
-            )
-        else:
-            kept.append(text)
-    if failures:
-        return Verdict.FAIL, failures + open_questions
-    if open_questions:
-        return Verdict.INCONCLUSIVE, open_questions + kept
-    return Verdict.PASS, kept
+        reasons.kept.append(text)
+
+
+def _judge_drill(drill: DrillResult | None, policy: Policy, reasons: _Reasons) -> bool:
+    """What a drill says; whether it meets what the policy requires."""
+    required = policy.minimum_removal_bound
+    if required is None:
+        if drill is not None:
+            reasons.kept.append(drill.statement)
+        return False
+    asked = f"the policy {policy.name} requires {required:.1%}"
+    if drill is None:
+        reasons.open_questions.append(
+            f"{asked} as lower bound of the removal rate, and no drill was run; --drill {canaries_needed(required)} "
+            "settles it if no canary survives"
+        )
+        return False
+    text = f"{drill.statement} ({asked})"
+    met = drill.bound is not None and drill.bound >= required
+    if met:
+        reasons.kept.append(text)
+    elif drill.survived:
+        reasons.failures.append(text)
+    else:
+        reasons.open_questions.append(f"{text}; it takes {canaries_needed(required)} that took, and none may survive")
+    return met
 
 
 def judge_scan(

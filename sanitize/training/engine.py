@@ -166,7 +166,7 @@ class Engine:
             The history; complete also when the stage was resumed.
 
         Raises:
-            TrainingError: A loss term is not finite.
+            TrainingError: A loss term or a weight is not finite.
         """
         per_epoch = max(1, images // batch_size if drop_last else math.ceil(images / batch_size))
         total = min(epochs * per_epoch, max_steps or epochs * per_epoch)
@@ -205,7 +205,8 @@ class Engine:
                     terms = loss(module, indices, generator)
                     self.fabric.backward(terms["loss"])
                     if clip_norm is not None:
-                        self.fabric.clip_gradients(module, made, max_norm=clip_norm)
+                        # What is not finite is told at the end of the epoch or stage; fp16 skips such a step.
+                        self.fabric.clip_gradients(module, made, max_norm=clip_norm, error_if_nonfinite=False)
                     made.step()
                     if schedule is not None:
                         schedule.step()
@@ -235,6 +236,7 @@ class Engine:
                     if companion is not None:
                         state["companion"] = companion.state_dict()
                     self._checkpoints.save(stage, state)
+        _require_finite_parameters(network, stage)
         network.eval()
         return history
 
@@ -271,6 +273,15 @@ def _require_finite(values: dict[str, float], stage: str, epoch: int) -> None:
     if bad:
         raise TrainingError(
             f"stage {stage!r}, epoch {epoch}: {', '.join(bad)} became NaN or infinite. "
+            "Lower the learning rate, or use --precision 32-true."
+        )
+
+
+def _require_finite_parameters(network: nn.Module, stage: str) -> None:
+    """The last step may have spoiled a network whose losses were finite until then."""
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in network.parameters()):
+        raise TrainingError(
+            f"stage {stage!r}: weights became NaN or infinite in the last steps. "
             "Lower the learning rate, or use --precision 32-true."
         )
 

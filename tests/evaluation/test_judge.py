@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sanitize.evaluation import Policy, judge_purification
+from sanitize.evaluation.removal import CanaryOutcome, DrillResult
 from sanitize.types import Verdict
 
 BEFORE = {"clean_accuracy": 0.97, "attack_success_rate": 0.99}
@@ -80,3 +81,62 @@ def test_a_trigger_that_never_worked_settles_nothing():
 )
 def test_every_threshold_changes_the_verdict(policy, expected):
     assert verdict(policy=Policy(**policy))[0] is expected
+
+
+def drill(removed: int, survived: int = 0, not_taken: int = 0) -> DrillResult:
+    def canary(taken: bool, success: float) -> CanaryOutcome:
+        values = {"success_rate": success, "base_rate": 0.1} if taken else {}
+        return CanaryOutcome(family="patch", trigger="", target=3, attempts=1, taken=taken, **values)
+
+    made = [canary(True, 0.1)] * removed + [canary(True, 0.9)] * survived + [canary(False, 0.0)] * not_taken
+    return DrillResult(tuple(made))
+
+
+NO_TRIGGER = ({"attack_success_rate": None}, {"attack_success_rate": None})
+HARDLY_WORKED = ({"attack_success_rate": 0.2}, {"attack_success_rate": 0.05})
+STILL_WORKS = ({}, {"attack_success_rate": 0.4})
+REMOVED = ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("trigger", "required", "drilled", "expected", "named"),
+    [
+        # Without a requirement a drill is told and decides nothing.
+        (NO_TRIGGER, None, drill(20), Verdict.INCONCLUSIVE, "--trigger"),
+        (REMOVED, None, drill(0, 20), Verdict.PASS, "clean accuracy"),
+        # A requirement that nothing was done for is an open question.
+        (REMOVED, 0.86, None, Verdict.INCONCLUSIVE, "--drill 20"),
+        (NO_TRIGGER, 0.86, None, Verdict.INCONCLUSIVE, "--drill 20"),
+        # Met: evidence for a pass, with a trigger or without.
+        (REMOVED, 0.86, drill(20), Verdict.PASS, "clean accuracy"),
+        (NO_TRIGGER, 0.86, drill(20), Verdict.PASS, "clean accuracy"),
+        (HARDLY_WORKED, 0.86, drill(20), Verdict.PASS, "clean accuracy"),
+        # A trigger that still works, or accuracy that is lost, outweighs it.
+        (STILL_WORKS, 0.86, drill(20), Verdict.FAIL, "attack success rate"),
+        (({}, {"clean_accuracy": 0.9}), 0.86, drill(20), Verdict.FAIL, "clean accuracy"),
+        (({"clean_accuracy": None}, {"clean_accuracy": None}), 0.86, drill(20), Verdict.INCONCLUSIVE, "clean accuracy"),
+        # Not met, because canaries survived: a failure, also beside a trigger that was removed.
+        (REMOVED, 0.86, drill(19, 1), Verdict.FAIL, "19 of 20"),
+        (NO_TRIGGER, 0.86, drill(19, 1), Verdict.FAIL, "requires 86.0%"),
+        # Not met, because too few took: open.
+        (REMOVED, 0.86, drill(19, 0, 1), Verdict.INCONCLUSIVE, "it takes 20"),
+        (NO_TRIGGER, 0.86, drill(0, 0, 20), Verdict.INCONCLUSIVE, "shows nothing"),
+        # More canaries make up for survivors.
+        (NO_TRIGGER, 0.86, drill(34, 1), Verdict.PASS, "clean accuracy"),
+    ],
+)
+def test_what_a_drill_changes(trigger, required, drilled, expected, named):
+    before, after = trigger
+    verdict, reasons = judge_purification(
+        BEFORE | before, AFTER | after, destroyed=None, policy=Policy(minimum_removal_bound=required), drill=drilled
+    )
+    assert verdict is expected
+    assert named in reasons[0]
+    if drilled is not None and verdict is not Verdict.FAIL:
+        assert any("for the canary families drilled" in reason or "shows nothing" in reason for reason in reasons)
+
+
+def test_a_destroyed_network_fails_whatever_the_drill_says():
+    policy = Policy(minimum_removal_bound=0.86)
+    verdict, _ = judge_purification(BEFORE, AFTER, destroyed="moved too far", policy=policy, drill=drill(20))
+    assert verdict is Verdict.FAIL

@@ -154,6 +154,24 @@ def test_a_nan_loss_is_an_error():
         )
 
 
+@pytest.mark.parametrize(("epochs", "message"), [(1, "weights became NaN"), (2, "epoch 1")])
+def test_a_gradient_that_is_not_finite_is_an_error_also_in_the_last_step(epochs, message):
+    def finite_loss_of_endless_slope(module, indices, generator):
+        return {"loss": (module(DATA[indices]) * 0.0).square().sum().sqrt()}  # sqrt has no slope at 0
+
+    with pytest.raises(TrainingError, match=message):
+        Engine(device="cpu").fit(
+            "stage",
+            network(),
+            finite_loss_of_endless_slope,
+            images=16,
+            batch_size=16,
+            epochs=epochs,
+            optimizer=lambda parameters: SGD(parameters, lr=0.02),
+            clip_norm=1.0,
+        )
+
+
 def test_a_watch_that_sees_nan_is_an_error():
     with pytest.raises(TrainingError, match="similarity"):
         train(Engine(device="cpu"), network(), watch=lambda _: ({"similarity": float("nan")}, None))
