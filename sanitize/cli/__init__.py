@@ -20,10 +20,12 @@ from sanitize.cli import (
     demo,
     doctor,
     encoder,
+    gate,
     intake,
     methods,
     recipes,
     scan,
+    serve,
     train,
     verify,
 )
@@ -87,7 +89,10 @@ def _paragraph(error: BaseException, *, resumable: bool) -> str:
         return "interrupted." + (" Give the same command with --resume to continue." if resumable else "")
     if isinstance(error, OSError) and error.filename:
         return f"error: {error.filename}: {error.strerror}. Check the path, its permissions and the free space."
-    return f"internal error: {type(error).__name__}: {error}. Run again with -v for the traceback, and report it."
+    return (
+        f"internal error: {type(error).__name__}: {error}. `sanitize doctor` finds faults of the set-up; else run "
+        "again with -v for the traceback, and report it."
+    )
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {
@@ -101,10 +106,16 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "intake": intake.intake,
     "bind": bind.bind,
     "scan": scan.scan,
+    "gate": gate.gate,
+    "serve": serve.serve,
     "verify": verify.verify,
     "methods": methods.methods,
-    "recipes": recipes.recipes,
     "doctor": doctor.doctor,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_guarded(_command))
+
+_recipes = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+_recipes.callback()(_guarded(recipes.recipes))
+_recipes.command("show")(_guarded(recipes.show))
+app.add_typer(_recipes, name="recipes")

@@ -17,10 +17,11 @@ from sanitize.errors import TrackingError
 _REFUSED = {"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"}
 _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
 _TAKEN = {"RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"}
+_DATABASE = "mlflow.store.db.utils"
 _CHATTY = (
     "alembic",
     "alembic.runtime.migration",
-    "mlflow.store.db.utils",
+    _DATABASE,
     "mlflow.store.model_registry.abstract_store",
 )
 _LENGTH = 400  # characters of a message that is not ours
@@ -44,6 +45,9 @@ def tracking_errors(doing: str) -> Iterator[None]:
         ...
         sanitize.errors.TrackingError: could not register models:/suspect: No space left on device.
     """
+    database = logging.getLogger(_DATABASE)
+    level = database.level
+    database.setLevel(logging.CRITICAL)  # it logs the traceback of what is raised here in one sentence
     try:
         yield
     except MlflowException as error:
@@ -55,6 +59,8 @@ def tracking_errors(doing: str) -> Iterator[None]:
         raise TrackingError(f"{doing}: the database refused ({_first_line(cause)}).") from error
     except OSError as error:
         raise TrackingError(f"{doing}: {error.strerror or error}.") from error
+    finally:
+        database.setLevel(level)
 
 
 def is_absent(error: MlflowException) -> bool:
@@ -88,7 +94,7 @@ def quiet() -> Iterator[None]:
         for variable, value in variables:
             variable.set(value)
         for logger in loggers:
-            logger.setLevel(logging.WARNING)
+            logger.setLevel(max(logger.level, logging.WARNING))
         yield
     finally:
         for (variable, _), old in zip(variables, before, strict=True):

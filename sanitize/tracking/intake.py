@@ -96,6 +96,8 @@ def check_kind(store: Store, name: str, kind: ArtifactKind) -> None:
     Raises:
         TrackingError: ``models:/name`` holds the other kind.
     """
+    if not store.exists:  # asking would make it
+        return
     with tracking_errors(f"could not look up models:/{name}"):
         try:
             model = store.client.get_registered_model(name)

@@ -31,6 +31,7 @@ ALIAS = "sanitized"
 CLEANED_TAG = "sanitize.cleaned"
 RUN_TAG = "sanitize.run_id"
 _DESCRIPTION_LENGTH = 5000  # of the registry's column
+_RESULTS_KEPT = 20  # in the suspect's tag, the newest ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,13 +271,21 @@ def _finish(job: _Job, version: Any, uri: str, model_id: str | None, verdict: Ve
     parent, client = job.reference, job.store.client
     job.step("lineage")
     job.recorder.tags(
-        {"sanitize.model_uri": uri, "sanitize.verdict": str(verdict), "sanitize.parent": parent.pinned_uri}
+        {
+            "sanitize.model_uri": uri,
+            "sanitize.verdict": str(verdict),
+            "sanitize.parent": parent.pinned_uri,
+            "sanitize.method": job.method,
+            "sanitize.policy": job.policy,
+        }
     )
     if model_id:  # the tag that MLflow's UI reads to name the version on the page of the logged model
         link = json.dumps([{"name": job.name, "version": version.version}])
         client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
     if parent.name and parent.version:
-        client.set_model_version_tag(parent.name, parent.version, CLEANED_TAG, uri)
+        earlier = client.get_model_version(parent.name, parent.version).tags.get(CLEANED_TAG, "").split(", ")
+        results = [*(other for other in earlier if other and other != uri), uri][-_RESULTS_KEPT:]
+        client.set_model_version_tag(parent.name, parent.version, CLEANED_TAG, ", ".join(results))
     if verdict is not Verdict.PASS:
         return None
     job.step("alias")

@@ -56,6 +56,14 @@ def test_pass_gets_version_tags_alias_and_lineage(store, cleaned):
     assert verify(store, "models:/suspect@sanitized") == []
 
 
+def test_the_suspect_names_all_its_results_and_the_run_its_settings(store, cleaned):
+    first, second = run_release(store, cleaned), run_release(store, cleaned, method="uau")
+    suspect = store.client.get_model_version("suspect", "1")
+    assert suspect.tags["sanitize.cleaned"] == f"{first.model_uri}, {second.model_uri}"
+    run = store.client.get_run(store.client.get_model_version("suspect", "3").run_id)
+    assert (run.data.tags["sanitize.method"], run.data.tags["sanitize.policy"]) == ("uau", "default")
+
+
 @pytest.mark.parametrize("verdict", [Verdict.FAIL, Verdict.INCONCLUSIVE])
 def test_without_pass_the_version_is_registered_and_the_alias_stays(store, cleaned, verdict):
     passed = run_release(store, cleaned)

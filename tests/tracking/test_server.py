@@ -33,6 +33,8 @@ def server(store_uri, tmp_path):
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     stores = ["--workers", "1", "--backend-store-uri", store_uri]
+    if "TEST_SERVER_APP" in os.environ:
+        stores += ["--app-name", os.environ["TEST_SERVER_APP"]]
     stores += ["--artifacts-destination", str(tmp_path / "served")]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     file = tmp_path / "server.log"

@@ -1,0 +1,1 @@
+"""`sanitize serve`: MLflow's registry webhooks in, the gate's decisions and alarms out."""
