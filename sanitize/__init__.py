@@ -27,8 +27,8 @@ if TYPE_CHECKING:
         UnsafeArtifactError,
         WorkdirError,
     )
-    from sanitize.evaluation import Policy
     from sanitize.loading import load
+    from sanitize.policies import Policy
     from sanitize.sanitizer import Sanitizer
     from sanitize.suspects import Classifier, Encoder
     from sanitize.types import Finding, Report, Verdict
@@ -48,7 +48,7 @@ _HOMES = {
     "Finding": "sanitize.types",
     "ImageSet": "sanitize.data",
     "PatchTrigger": "sanitize.data",
-    "Policy": "sanitize.evaluation",
+    "Policy": "sanitize.policies",
     "Report": "sanitize.types",
     "SanitizeError": "sanitize.errors",
     "Sanitizer": "sanitize.sanitizer",

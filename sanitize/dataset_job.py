@@ -106,8 +106,7 @@ class DatasetJob:
         Raises:
             SanitizeError: Something is missing, unfit or out of reach.
         """
-        slug = re.sub(r"[^A-Za-z0-9.]+", "-", f"{request.data}-{self.detector.name}").strip("-.")
-        with Workdir(self.workdir or Path(DEFAULT_PARENT) / slug, resume=self.resume) as workdir:
+        with Workdir(self.folder(request), resume=self.resume) as workdir:
             engine = Engine(
                 device=self.device,
                 precision=self.precision,
@@ -141,6 +140,11 @@ class DatasetJob:
                 report = _Cleaning(self, request, inputs, engine, store, recorder, workdir).run()
             workdir.finish()
         return report
+
+    def folder(self, request: DatasetRequest) -> Path:
+        """Work directory of the job."""
+        slug = re.sub(r"[^A-Za-z0-9.]+", "-", f"{request.data}-{self.detector.name}").strip("-.")
+        return self.workdir or Path(DEFAULT_PARENT) / slug
 
 
 class _Cleaning:

@@ -35,7 +35,7 @@ class Publication:
         reference: The subject of the report.
         subject_sha256: Its digest, for the metadata of the ONNX file.
         method: Name of the method.
-        policy: Name of the policy that gave the verdict.
+        policy: Which policy gave the verdict: `Policy.reference`.
         name: Registered model; that of the subject when left out.
     """
 

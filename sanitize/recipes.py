@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from sanitize.defenses import Defense, defense_named
 from sanitize.errors import ConfigError
@@ -33,6 +34,36 @@ class Recipe(BaseModel):
     summary: str
     parameters: dict[str, Any]
     reasons: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _reasons_are_about_parameters(self) -> Self:
+        if stray := sorted(set(self.reasons) - set(self.parameters)):
+            raise ValueError(f"reasons for {', '.join(stray)}, which the recipe does not set")
+        return self
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One parameter as a recipe leaves it.
+
+    Args:
+        name: Of the parameter.
+        value: That the method runs with.
+        paper: The paper's value, or what the paper says of it; the default where the two are the same.
+        chosen: Whether the recipe sets it; else it is the method's default.
+        reason: Why it differs from the paper's; empty where the recipe says nothing.
+    """
+
+    name: str
+    value: Any
+    paper: Any
+    chosen: bool
+    reason: str
+
+    @property
+    def differs(self) -> bool:
+        """Whether it is another value than the paper's."""
+        return bool(self.value != self.paper)
 
 
 def folder() -> Path:
@@ -64,6 +95,51 @@ def load_recipe(name: str) -> Recipe:
             else str(error)
         )
         raise ConfigError(f"recipe {path}: {detail}") from error
+
+
+def settings_of(recipe: Recipe) -> list[Setting]:
+    """All parameters of the recipe's method, beside the paper's values.
+
+    Raises:
+        ConfigError: The method or a parameter is unknown, or a value is out of range.
+
+    Example:
+        >>> [(item.name, item.value, item.paper) for item in settings_of(load_recipe("nad")) if item.differs][1]
+        ('learning_rate', 0.01, 0.1)
+    """
+    made = _method(recipe.method)(**recipe.parameters)
+    return [
+        Setting(name, item["value"], item["paper"], name in recipe.parameters, recipe.reasons.get(name, ""))
+        for name, item in made.parameters().items()
+    ]
+
+
+def command_of(recipe: Recipe, name: str) -> str:
+    """The command that takes a recipe, with what else it has to be given in capitals."""
+    from sanitize.attacks import ATTACKS
+    from sanitize.detection import DETECTORS
+    from sanitize.trainers import TRAINERS
+
+    if recipe.method in ATTACKS:
+        return f"sanitize attack {recipe.method} --data DATA --recipe {name}"
+    if recipe.method in DETECTORS:
+        return f"sanitize dataset DATA --recipe {name}"
+    if recipe.method in TRAINERS:
+        return f"sanitize train DATA --register NAME --arch NAME --normalization NAME --image-size PX --recipe {name}"
+    kind = "encoder" if "encoder" in defense_named(recipe.method).kinds else "classifier"
+    return f"sanitize {kind} MODEL --recipe {name}"
+
+
+def _method(name: str) -> type[Method]:
+    from sanitize.attacks import ATTACKS
+    from sanitize.defenses import DEFENSES
+    from sanitize.detection import DETECTORS
+    from sanitize.trainers import TRAINERS
+
+    known: dict[str, type[Method]] = {**DEFENSES, **DETECTORS, **TRAINERS, **ATTACKS}
+    if name not in known:
+        raise ConfigError(f"unknown method {name!r}. {did_you_mean(name, known)}")
+    return known[name]
 
 
 @overload

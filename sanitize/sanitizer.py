@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sanitize.defenses import Defense, Purifier, defense_named
+from sanitize.drill import Drill
 from sanitize.errors import ConfigError
 from sanitize.evaluation import Policy
 from sanitize.inputs import Inputs, Request, gather
@@ -31,10 +32,12 @@ class Sanitizer:
         workdir: Checkpoints and results of the job; a folder below ``.sanitize`` when left out.
         resume: Continue the interrupted job in the work directory.
         policy: Thresholds of the verdict.
+        drill: How many canaries are planted in copies of the suspect and purified, to learn how often this defence
+            removes one; see `sanitize.drill.Drill`. None for no drill.
         display: Shows progress; silent when left out.
 
     Raises:
-        ConfigError: The defence is unknown, or not one that purifies a model.
+        ConfigError: The defence is unknown, or not one that purifies a model; or the drill cannot be done with it.
 
     Example:
         >>> Sanitizer(defense="bmaiu", seed=1).defense.name
@@ -53,6 +56,7 @@ class Sanitizer:
         workdir: str | Path | None = None,
         resume: bool = False,
         policy: Policy | None = None,
+        drill: int | None = None,
         display: Display | None = None,
     ) -> None:
         made = defense_named(defense)() if isinstance(defense, str) else defense
@@ -67,6 +71,7 @@ class Sanitizer:
         self.workdir = Path(workdir) if workdir else None
         self.resume = resume
         self.policy = policy or Policy()
+        self.drill = None if drill is None else Drill(drill, made, self.policy)
         self.display = display or Display(quiet=True)
 
     def run(
@@ -121,14 +126,11 @@ class Sanitizer:
             image_size=image_size,
             allow_stubbed=allow_stubbed,
         )
-        folder = self.workdir or Path(DEFAULT_PARENT) / _slug(f"{model}-{self.defense.name}")
-        with Workdir(folder, resume=self.resume) as workdir:
+        with Workdir(self.folder(model), resume=self.resume) as workdir:
             engine = self._engine(workdir)
             store = Store(self.tracking_uri)
-            inputs = gather(request, store, workdir.quarantine)
-            purification = Purification(self.defense, self.policy, engine, inputs, workdir)
-            purification.check()
-            fingerprint = self._fingerprint(inputs)
+            purification = self.prepare(request, store, workdir, engine)
+            fingerprint = self._fingerprint(purification.inputs)
             if finished := workdir.finished_report(fingerprint):
                 self.display.say(f"This job is finished already; its report is {finished}.")
                 return Report.from_dict(json.loads(finished.read_text()))
@@ -144,6 +146,21 @@ class Sanitizer:
                 report = purification.run(store, recorder)
             workdir.finish()
         return report
+
+    def folder(self, model: str) -> Path:
+        """Work directory of a job on this model."""
+        return self.workdir or Path(DEFAULT_PARENT) / _slug(f"{model}-{self.defense.name}")
+
+    def prepare(self, request: Request, store: Store, workdir: Workdir, engine: Engine) -> Purification:
+        """Read the suspect and the data, and check all of it.
+
+        Raises:
+            SanitizeError: Something is missing, unsafe, unfit or out of reach.
+        """
+        inputs = gather(request, store, workdir.quarantine)
+        purification = Purification(self.defense, self.policy, engine, inputs, workdir, drill=self.drill)
+        purification.check()
+        return purification
 
     @property
     def _only_kind(self) -> ModelKind | None:
@@ -167,6 +184,7 @@ class Sanitizer:
             "policy": repr(self.policy),
             "seed": str(self.seed),
             "precision": self.precision,
+            "drill": str(self.drill.count if self.drill else 0),
         }
 
 

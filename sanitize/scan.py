@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
+from sanitize.data import ImageSet
 from sanitize.detection.model import ModelDetector
 from sanitize.environment import environment, tool
 from sanitize.errors import ConfigError, DataError
@@ -82,18 +83,32 @@ class Scan:
         store = Store(self.tracking_uri)
         engine = Engine(device=self.device, precision=self.precision, seed=self.seed, display=self.display)
         with TemporaryDirectory() as folder:
-            inputs = gather(request, store, Path(folder) / "suspect")
-            if inputs.data is None:
-                raise DataError("a scan needs clean images; give --data, or bind data with `sanitize bind`.")
-            self.detector.require(inputs.suspect.network, inputs.data)
-            clean = [
-                self._reference(uri, request, inputs, store, Path(folder) / f"reference{number}")
-                for number, uri in enumerate(references)
-            ]
+            inputs, data, clean = self.prepare(request, references, store, Path(folder))
             name = f"scan {request.model.removeprefix('models:/')}"
             with RunRecorder(store, name=name) as recorder:
                 engine.recorder = recorder
-                return self._examine(inputs, clean, references, engine, store, recorder)
+                return self._examine(inputs, data, clean, references, engine, store, recorder)
+
+    def prepare(
+        self, request: Request, references: Sequence[str], store: Store, folder: Path
+    ) -> tuple[Inputs, ImageSet, list[Network]]:
+        """Read the suspect, the images and the references, and check all of it.
+
+        Returns:
+            The suspect, the clean images without labels, the references.
+
+        Raises:
+            SanitizeError: Something is missing, unsafe, unfit or out of reach.
+        """
+        inputs = gather(request, store, folder / "suspect")
+        if inputs.data is None:
+            raise DataError("a scan needs clean images; give --data, or bind data with `sanitize bind`.")
+        self.detector.require(inputs.suspect.network, inputs.data)
+        clean = [
+            self._reference(uri, request, inputs, store, folder / f"reference{number}")
+            for number, uri in enumerate(references)
+        ]
+        return inputs, inputs.data.without_labels(), clean
 
     def _reference(self, uri: str, request: Request, inputs: Inputs, store: Store, folder: Path) -> Network:
         spec = inputs.suspect.network.spec
@@ -111,14 +126,13 @@ class Scan:
     def _examine(
         self,
         inputs: Inputs,
+        data: ImageSet,
         clean: Sequence[Network],
         references: Sequence[str],
         engine: Engine,
         store: Store,
         recorder: RunRecorder,
     ) -> Report:
-        assert inputs.data is not None  # run() has seen to it
-        data = inputs.data.without_labels()
         record_settings(recorder, self.detector, seed=self.seed, inputs={"clean": data})
         started = time.perf_counter()
         evidence = self.detector.examine(inputs.suspect.network, data, engine)
@@ -159,12 +173,19 @@ class Scan:
             "run_url": links["run"],
             "report_uri": f"runs:/{recorder.run_id}/report.html",
             "command": self._command(inputs, references),
+            "policy": self.policy.file,
         }
         for figure in report.figures:
             recorder.figure(f"figures/{figure.name}.png", figure.png)
         recorder.text("report.json", report.to_json())
         recorder.text("report.html", render(report, "html", figures=report.figures))
-        recorder.tags({"sanitize.verdict": str(verdict), "sanitize.method": self.detector.name})
+        recorder.tags(
+            {
+                "sanitize.verdict": str(verdict),
+                "sanitize.method": self.detector.name,
+                "sanitize.policy": self.policy.reference,
+            }
+        )
         return report
 
     def _chances(self, metrics: Metrics, references: Sequence[Metrics]) -> tuple[dict[str, float], dict[str, str]]:
@@ -195,7 +216,7 @@ class Scan:
         ]
 
     def _command(self, inputs: Inputs, references: Sequence[str]) -> str:
-        given = [*inputs.options, *(("--reference", uri) for uri in references)]
+        given = [*inputs.options, *(("--reference", uri) for uri in references), *self.policy.options]
         settings = [f"--set {name}={value}" for name, value in self.detector.model_dump(exclude_defaults=True).items()]
         options = [f"{option} {shlex.quote(value)}" for option, value in given]
         start = f"sanitize scan {shlex.quote(inputs.reference.pinned_uri)} --method {self.detector.name}"

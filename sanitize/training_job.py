@@ -88,8 +88,7 @@ class TrainingJob:
         Raises:
             SanitizeError: Something is missing, unfit or out of reach. Nothing is registered then.
         """
-        slug = re.sub(r"[^A-Za-z0-9.]+", "-", f"{request.register}-{self.trainer.name}").strip("-")
-        with Workdir(self.workdir or Path(DEFAULT_PARENT) / slug, resume=self.resume) as workdir:
+        with Workdir(self.folder(request), resume=self.resume) as workdir:
             engine = Engine(
                 device=self.device,
                 precision=self.precision,
@@ -120,6 +119,11 @@ class TrainingJob:
                 report = self._train(request, inputs, engine, store, recorder, workdir)
             workdir.finish()
         return report
+
+    def folder(self, request: TrainingRequest) -> Path:
+        """Work directory of the job."""
+        slug = re.sub(r"[^A-Za-z0-9.]+", "-", f"{request.register}-{self.trainer.name}").strip("-")
+        return self.workdir or Path(DEFAULT_PARENT) / slug
 
     def _train(
         self,
@@ -155,7 +159,7 @@ class TrainingJob:
             reference=inputs.reference,
             subject_sha256=inputs.data.sha256,
             method=trainer.name,
-            policy=self.policy.name,
+            policy=self.policy.reference,
             name=request.register,
         )
         report = publication.publish(trained.network.cpu().eval(), report)

@@ -122,12 +122,28 @@ def test_the_parameter_table_is_that_of_the_code(method):
     ]
 
 
-@pytest.mark.parametrize(("page", "first"), [("README.md", "exit code"), ("docs/report.md", "code")])
+@pytest.mark.parametrize(
+    ("page", "first"), [("README.md", "exit code"), ("docs/report.md", "code"), ("docs/exit-codes.md", "exit code")]
+)
 def test_the_exit_codes_are_those_of_the_code(page, first):
     documented = {int(row[0]): row[1] for row in table(ROOT / page, first)}
     assert set(documented) == {2, *(verdict.exit_code for verdict in Verdict)}
     for verdict in Verdict:
         assert documented[verdict.exit_code].startswith(f"`{verdict.value}`")
+
+
+def test_numbers_that_help_to_choose_are_those_of_the_methods_pages():
+    """Each row with numbers links to the page that has them."""
+    choosing = ROOT / "docs/choosing.md"
+    compared = 0
+    for line in choosing.read_text().splitlines():
+        link = re.match(r"\| \[`[\w-]+`\]\((methods/[\w-]+\.md)", line)
+        numbers = re.findall(r"\d\.\d{2,}", line)
+        if link and numbers:
+            page = (choosing.parent / link[1]).read_text()
+            assert [number for number in numbers if number not in page] == [], line
+            compared += len(numbers)
+    assert compared > 40
 
 
 def test_the_verdicts_of_the_quickstart_are_those_of_the_code():

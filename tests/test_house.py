@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from sanitize.attacks import ATTACKS
 from sanitize.defenses import DEFENSES
@@ -52,6 +53,32 @@ def test_contributing_and_ci_name_the_same_checks():
         assert f'/{check}"' in ci or f"-m {check}" in ci
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     assert {hook["entry"].split()[0] for hook in hooks} == {"ruff", "mypy"}
+
+
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def test_constraints_name_a_fitting_version_of_every_dependency():
+    extras = PROJECT["optional-dependencies"]
+    needed = [Requirement(text) for text in (*PROJECT["dependencies"], *extras["dev"], *extras["docs"])]
+    free = {"torch", "torchvision", "onnxruntime", "onnxruntime-gpu"}  # which build fits depends on the machine
+    pinned = constraints()
+    assert set(pinned) == {requirement.name.lower() for requirement in needed} - free
+    for requirement in needed:
+        version = pinned.get(requirement.name.lower())
+        assert version is None or requirement.specifier.contains(version), requirement
+    assert "-c constraints.txt" in (ROOT / ".ci/run").read_text()
+
+
+def test_the_versions_of_the_documentation_are_those():
+    least = {Requirement(text).name: str(Requirement(text).specifier) for text in PROJECT["dependencies"]}
+    rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \| ([\d.]+) \|$", (ROOT / "docs/install.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 8
+    for name, minimum, tested in rows:
+        assert least[name] == f">={minimum}"
+        assert constraints().get(name, tested) == tested
 
 
 def test_links_that_leave_the_site_become_text(tmp_path: Path):

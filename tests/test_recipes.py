@@ -8,7 +8,7 @@ from sanitize.attacks import ATTACKS, CTRL, attack_named
 from sanitize.defenses import DEFENSES
 from sanitize.detection import DETECTORS
 from sanitize.errors import ConfigError
-from sanitize.recipes import configure, load_recipe, recipe_names
+from sanitize.recipes import command_of, configure, load_recipe, recipe_names, settings_of
 from sanitize.trainers import TRAINERS, SimCLR, trainer_named
 
 METHODS = {**DEFENSES, **DETECTORS, **TRAINERS, **ATTACKS}
@@ -20,7 +20,51 @@ def test_every_shipped_recipe_configures_its_method(name):
     made = configure(None, recipe=name, named=METHODS.__getitem__)
     for key, value in recipe.parameters.items():
         assert getattr(made, key) == value
-    assert set(recipe.reasons) <= set(recipe.parameters)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_choice_that_is_not_the_paper_s_has_its_reason(name):
+    unexplained = [
+        item.name for item in settings_of(load_recipe(name)) if item.chosen and item.differs and not item.reason
+    ]
+    assert unexplained == []
+
+
+def test_settings_are_those_that_the_method_runs_with(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("method: nad\nsummary: mine\nparameters: {epochs: 3}\nreasons: {epochs: few images}\n")
+    settings = {item.name: item for item in settings_of(load_recipe(str(path)))}
+    made = configure("nad", recipe=str(path))
+    assert {name: item.value for name, item in settings.items()} == made.model_dump()
+    assert [name for name, item in settings.items() if item.chosen] == ["epochs"]
+    assert settings["epochs"].reason == "few images"
+    assert settings["learning_rate"].differs and settings["learning_rate"].paper == 0.1
+    assert not settings["batch_size"].differs
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_command_of_a_recipe_is_one(name):
+    from typer.main import get_command
+
+    from sanitize.cli import app
+
+    command = command_of(load_recipe(name), name).split()
+    parameters = get_command(app).commands[command[1]].params
+    assert {word for word in command if word.startswith("--")} <= {name for item in parameters for name in item.opts}
+
+
+def test_a_reason_for_what_is_not_set_is_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("method: nad\nsummary: mine\nparameters: {epochs: 3}\nreasons: {epoch: few images}\n")
+    with pytest.raises(ConfigError, match="reasons for epoch, which"):
+        load_recipe(str(path))
+
+
+def test_a_recipe_of_no_method_is_not_explained(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("method: bmaui\nsummary: mine\nparameters: {}\n")
+    with pytest.raises(ConfigError, match="Did you mean bmaiu"):
+        settings_of(load_recipe(str(path)))
 
 
 @pytest.mark.parametrize("method", sorted(DEFENSES))

@@ -60,6 +60,7 @@ def dataset(
     output: options.Output = None,
     workdir: options.WorkdirOption = None,
     resume: options.Resume = False,
+    dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -69,7 +70,7 @@ def dataset(
     1: poison was found and removed. 0: a calibrated detector found nothing with the model that was given. 3: nothing
     was found, which settles nothing by itself.
     """
-    from sanitize.cli.output import check_outputs, emit
+    from sanitize.cli.output import check_outputs, emit, preview
     from sanitize.dataset_inputs import DatasetRequest
     from sanitize.dataset_job import TRAININGS, DatasetJob
     from sanitize.detection import detector_named
@@ -103,20 +104,23 @@ def dataset(
         resume=resume,
         display=Display(quiet=quiet),
     )
-    report = job.run(
-        DatasetRequest(
-            data=data,
-            model=model,
-            register=register,
-            truth=truth,
-            arch=arch,
-            normalization=normalization,
-            image_size=image_size,
-            allow_stubbed=allow_stubbed,
-            register_model=register_model,
-            test_data=test_data,
-            triggers=trigger or (),
-        )
+    request = DatasetRequest(
+        data=data,
+        model=model,
+        register=register,
+        truth=truth,
+        arch=arch,
+        normalization=normalization,
+        image_size=image_size,
+        allow_stubbed=allow_stubbed,
+        register_model=register_model,
+        test_data=test_data,
+        triggers=trigger or (),
     )
+    if dry_run:
+        from sanitize.preflight import of_dataset
+
+        return preview(lambda: of_dataset(job, request), format)
+    report = job.run(request)
     emit(report, format, output)
     raise typer.Exit(report.verdict.exit_code)

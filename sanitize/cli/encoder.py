@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from sanitize.cli import options
@@ -20,6 +22,8 @@ def encoder(
     normalization: options.Normalization = None,
     image_size: options.ImageSize = None,
     allow_stubbed: options.AllowStubbed = False,
+    policy: options.Policy = None,
+    drill: options.Drill = None,
     device: options.Device = "auto",
     precision: options.Precision = "32-true",
     strategy: options.Strategy = "auto",
@@ -29,6 +33,7 @@ def encoder(
     output: options.Output = None,
     workdir: options.WorkdirOption = None,
     resume: options.Resume = False,
+    dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -37,7 +42,9 @@ def encoder(
     The suspect's files are never executed. Data, architecture, normalization and image size that are left out are
     those bound to the registered model (`sanitize bind`).
     """
-    from sanitize.cli.output import check_outputs, emit
+    from sanitize.cli.output import check_outputs, emit, preview
+    from sanitize.inputs import Request
+    from sanitize.policies import load_policy
     from sanitize.recipes import configure
     from sanitize.sanitizer import Sanitizer
     from sanitize.training import Display
@@ -52,19 +59,25 @@ def encoder(
         tracking_uri=tracking_uri,
         workdir=workdir,
         resume=resume,
+        policy=load_policy(policy) if policy else None,
+        drill=drill,
         display=Display(quiet=quiet),
     )
-    report = sanitizer.run(
-        model,
-        kind="encoder",
-        data=data,
-        probe_data=probe_data,
-        test_data=test_data,
-        triggers=trigger or (),
-        arch=arch,
-        normalization=normalization,
-        image_size=image_size,
-        allow_stubbed=allow_stubbed,
-    )
+    asked: dict[str, Any] = {
+        "kind": "encoder",
+        "data": data,
+        "probe_data": probe_data,
+        "test_data": test_data,
+        "triggers": trigger or (),
+        "arch": arch,
+        "normalization": normalization,
+        "image_size": image_size,
+        "allow_stubbed": allow_stubbed,
+    }
+    if dry_run:
+        from sanitize.preflight import of_purification
+
+        return preview(lambda: of_purification(sanitizer, Request(model=model, **asked)), format)
+    report = sanitizer.run(model, **asked)
     emit(report, format, output)
     raise typer.Exit(report.verdict.exit_code)

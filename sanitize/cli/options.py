@@ -45,6 +45,11 @@ Recipe = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One hyperparameter. Repeatable.")
 ]
+Policy = Annotated[Path | None, typer.Option("--policy", metavar="FILE", help="Thresholds of the verdict, as YAML.")]
+Drill = Annotated[
+    int | None,
+    typer.Option("--drill", metavar="K", min=1, help="Plant K canaries in copies, purify each, count survivors."),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Precision = Annotated[str, typer.Option("--precision", help="32-true, bf16-mixed, 16-mixed.")]
 Strategy = Annotated[str, typer.Option("--strategy", help="Lightning Fabric strategy.")]
@@ -64,5 +69,8 @@ WorkdirOption = Annotated[
     Path | None, typer.Option("--workdir", metavar="DIR", help="Checkpoints and results of this job.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the interrupted job in the work directory.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything, say what would be done and written, and do nothing.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]

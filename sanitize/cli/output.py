@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sanitize.errors import ConfigError
 from sanitize.reporting import FORMATS, SUFFIXES, render, write
 from sanitize.types import Report, did_you_mean
+
+if TYPE_CHECKING:
+    from sanitize.preflight import Preflight
 
 PRINTED = tuple(name for name in FORMATS if name != "html")
 
@@ -35,3 +40,16 @@ def emit(report: Report, format: str, outputs: Sequence[Path] | None) -> None:
         write(report, path, figures=report.figures)
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     sys.stdout.write(render(report, format, color=color))
+
+
+def preview(job: Callable[[], Preflight], format: str) -> None:
+    """Print what a job would do.
+
+    Raises:
+        ConfigError: A dry run has no such format.
+        SanitizeError: The job could not run.
+    """
+    if format not in ("table", "json"):
+        raise ConfigError(f"--format {format}: a dry run is printed as table or json.")
+    found = job()
+    sys.stdout.write(found.to_text() if format == "table" else json.dumps(found.to_dict(), indent=2) + "\n")

@@ -26,12 +26,14 @@ def scan(
     normalization: options.Normalization = None,
     image_size: options.ImageSize = None,
     allow_stubbed: options.AllowStubbed = False,
+    policy: options.Policy = None,
     device: options.Device = "auto",
     precision: options.Precision = "32-true",
     seed: options.Seed = 0,
     tracking_uri: options.TrackingUri = None,
     format: options.Format = "table",
     output: options.Output = None,
+    dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -40,28 +42,38 @@ def scan(
     Nothing is changed and nothing registered. Without enough references the answer is inconclusive: no number is
     suspicious by itself.
     """
-    from sanitize.cli.output import check_outputs, emit
+    from sanitize.cli.output import check_outputs, emit, preview
     from sanitize.detection.catalogue import model_detector_named
     from sanitize.inputs import Request
+    from sanitize.policies import load_policy
     from sanitize.recipes import configure
     from sanitize.scan import Scan
     from sanitize.training import Display
 
     check_outputs(format, output)
     detector = configure(method, settings=settings or [], named=model_detector_named)
-    report = Scan(
-        detector, device=device, precision=precision, seed=seed, tracking_uri=tracking_uri, display=Display(quiet=quiet)
-    ).run(
-        Request(
-            model=model,
-            kind=None,
-            data=data,
-            arch=arch,
-            normalization=normalization,
-            image_size=image_size,
-            allow_stubbed=allow_stubbed,
-        ),
-        references=reference or (),
+    job = Scan(
+        detector,
+        device=device,
+        precision=precision,
+        seed=seed,
+        tracking_uri=tracking_uri,
+        policy=load_policy(policy) if policy else None,
+        display=Display(quiet=quiet),
     )
+    request = Request(
+        model=model,
+        kind=None,
+        data=data,
+        arch=arch,
+        normalization=normalization,
+        image_size=image_size,
+        allow_stubbed=allow_stubbed,
+    )
+    if dry_run:
+        from sanitize.preflight import of_scan
+
+        return preview(lambda: of_scan(job, request, reference or ()), format)
+    report = job.run(request, references=reference or ())
     emit(report, format, output)
     raise typer.Exit(report.verdict.exit_code)

@@ -46,6 +46,7 @@ def train(
     output: options.Output = None,
     workdir: options.WorkdirOption = None,
     resume: options.Resume = False,
+    dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -54,7 +55,7 @@ def train(
     Data, architecture, normalization and image size are bound to the registered model, so that `sanitize encoder` or
     `sanitize classifier` can examine it without further options.
     """
-    from sanitize.cli.output import check_outputs, emit
+    from sanitize.cli.output import check_outputs, emit, preview
     from sanitize.recipes import configure
     from sanitize.trainers import trainer_named
     from sanitize.training import Display
@@ -73,19 +74,22 @@ def train(
         resume=resume,
         display=Display(quiet=quiet),
     )
-    report = job.run(
-        TrainingRequest(
-            data=data,
-            register=register,
-            arch=arch,
-            normalization=normalization,
-            image_size=image_size,
-            probe_data=probe_data,
-            test_data=test_data,
-            triggers=trigger or (),
-            encoder=encoder,
-            truth=truth,
-        )
+    request = TrainingRequest(
+        data=data,
+        register=register,
+        arch=arch,
+        normalization=normalization,
+        image_size=image_size,
+        probe_data=probe_data,
+        test_data=test_data,
+        triggers=trigger or (),
+        encoder=encoder,
+        truth=truth,
     )
+    if dry_run:
+        from sanitize.preflight import of_training
+
+        return preview(lambda: of_training(job, request), format)
+    report = job.run(request)
     emit(report, format, output)
     raise typer.Exit(report.verdict.exit_code)

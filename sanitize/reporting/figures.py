@@ -14,6 +14,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from sanitize.reporting.pointing import Panel, Pictures, pointable
 from sanitize.reporting.wording import plain
 
 # Okabe and Ito's palette, which stays apart under the common colour-vision deficiencies; markers differ as well.
@@ -33,15 +34,17 @@ class Figure:
         title: Caption.
         alt: What it shows, for those who cannot see it.
         png: The file's bytes.
+        markup: The same for the page, where a reader can point at things; empty where the picture is enough.
     """
 
     name: str
     title: str
     alt: str
     png: bytes
+    markup: str = ""
 
 
-def projection(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Figure:
+def projection(before: Mapping[str, Tensor], after: Mapping[str, Tensor], pictures: Pictures | None = None) -> Figure:
     """Features of the suspect and of the result in two dimensions.
 
     Each panel has axes of its own: the first two principal components of all its encoder's features shown (clean and
@@ -51,6 +54,7 @@ def projection(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Fig
     Args:
         before: Group (``clean``, ``triggered``) -> the suspect's features (N, D).
         after: The same groups -> the result's features.
+        pictures: Image of a row of the features, to be shown on the page where one points at it.
     """
     canvas = Canvas(figsize=(9, 4.4), layout="constrained")
     panels = canvas.subplots(1, 2)
@@ -79,6 +83,7 @@ def projection(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Fig
         "mean distance of clean features from their mean.",
         alt,
         to_png(canvas),
+        pointable([_panel("Before", before), _panel("After", after)], pictures) if pictures else "",
     )
 
 
@@ -121,7 +126,11 @@ def picture(name: str, image: Tensor, title: str) -> Figure:
 
 def _scatter(axes: Axes, title: str, groups: Mapping[str, Tensor]) -> float | None:
     """Draw one panel; the distance of clean and triggered means in units of the clean spread."""
-    shown = {name: _thin(features.detach().cpu().double()) for name, features in groups.items() if len(features)}
+    shown = {
+        name: features.detach().cpu().double()[_thinned(len(features))]
+        for name, features in groups.items()
+        if len(features)
+    }
     label_axes(axes, title, "", "")
     if not shown:
         axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes)
@@ -143,6 +152,20 @@ def _scatter(axes: Axes, title: str, groups: Mapping[str, Tensor]) -> float | No
     return separation
 
 
+def _panel(title: str, groups: Mapping[str, Tensor]) -> Panel:
+    rows = {name: _thinned(len(features)) for name, features in groups.items()}
+    shown = {name: features.detach().cpu().double()[rows[name]] for name, features in groups.items()}
+    centre, directions, _ = _principal(torch.cat(list(shown.values())))
+    middle = shown["clean"].mean(0)
+    spread = (shown["clean"] - middle).norm(dim=1).mean().clamp_min(1e-12)
+    return Panel(
+        title,
+        {name: (features - centre) @ directions for name, features in shown.items()},
+        {name: (features - middle).norm(dim=1) / spread for name, features in shown.items()},
+        rows,
+    )
+
+
 def _principal(features: Tensor) -> tuple[Tensor, Tensor, list[float]]:
     """Mean (D,), first two principal directions (D, 2) with a fixed sign, and their shares of the variance."""
     centre = features.mean(0)
@@ -157,11 +180,9 @@ def _principal(features: Tensor) -> tuple[Tensor, Tensor, list[float]]:
     return centre, directions * torch.where(signs == 0, 1.0, signs), [*shares, 0.0, 0.0][:2]
 
 
-def _thin(features: Tensor) -> Tensor:
-    """At most `_SHOWN_POINTS` rows, evenly spread over the set."""
-    if len(features) <= _SHOWN_POINTS:
-        return features
-    return features[torch.linspace(0, len(features) - 1, _SHOWN_POINTS).long()]
+def _thinned(count: int) -> Tensor:
+    """At most `_SHOWN_POINTS` rows of `count`, evenly spread."""
+    return torch.linspace(0, count - 1, min(count, _SHOWN_POINTS)).long()
 
 
 def _terms(epochs: Sequence[Mapping[str, float]]) -> dict[str, tuple[list[int], list[float]]]:

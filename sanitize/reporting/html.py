@@ -27,16 +27,21 @@ def html(report: Report, figures: Sequence[Figure] = ()) -> str:
     rows = wording.rows(report)
     old_head = [row for row in rows if row.key == "clean_accuracy_old_head"]
     retrained = [row for row in rows if row.key == "clean_accuracy"]
+    drill, canaries = wording.drill(report)
     page = _template().render(
         report=report,
         tool=" ".join(wording.plain(report.tool[key]) for key in ("name", "version") if report.tool.get(key)),
         headline=wording.HEADLINES[report.verdict],
         limits=wording.LIMITS,
         rows=rows,
+        drill=drill,
+        canaries=canaries,
+        canary_header=wording.DRILL_HEADER,
         unmeasured=wording.unmeasured(report),
         outputs=wording.outputs(report),
         next_commands=wording.next_commands(report),
         parameters=wording.parameters(report),
+        policy=wording.facts(report.defense.get("policy") or {}),
         paper=_paper(report),
         encoder=report.subject.get("kind") == "encoder",
         refit=wording.REFIT,

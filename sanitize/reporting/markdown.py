@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from sanitize.reporting import wording
 from sanitize.types import Report
@@ -16,6 +18,8 @@ _ESCAPES = {ord(character): f"\\{character}" for character in "\\`*_{}[]()#+!|~$
     ord("@"): "&#64;",
 }
 
+_GAP = "\u00a0\u00a0"  # MLflow's UI sets the columns of a table close to each other
+
 
 def markdown(report: Report) -> str:
     """The whole report, for `$GITHUB_STEP_SUMMARY` and other places that show Markdown."""
@@ -26,6 +30,7 @@ def markdown(report: Report) -> str:
         wording.HEADLINES[report.verdict],
         _bullets(report.reasons),
         *_section("Before and after", _measures(report)),
+        *_section("Drill", _drill(report)),
         *_section("Not measured", _bullets(f"{title}: {reason}" for title, reason in wording.unmeasured(report))),
         *_section(
             "Findings",
@@ -37,6 +42,7 @@ def markdown(report: Report) -> str:
         *_section("Outputs", _table(("Output", "Value"), wording.outputs(report))),
         *_section("Next", "\n\n".join(_code(command) for command in wording.next_commands(report))),
         *_section("Parameters", _table(("Parameter", "Value", "Paper", "Meaning"), wording.parameters(report))),
+        *_section("Policy", _table(("Key", "Value"), wording.facts(report.defense.get("policy") or {}))),
         *_section("Subject", _table(("Fact", "Value"), wording.facts(report.subject))),
         *_section("Data", _table(("Fact", "Value"), wording.facts(report.data))),
         *_section("Environment", _table(("Fact", "Value"), wording.environment(report))),
@@ -51,18 +57,31 @@ def description(report: Report) -> str:
     origin = "Trained on" if "trained" in report.subject else "Cleaned from"
     parts = [
         f"**Verdict: {report.verdict.value}.** {wording.HEADLINES[report.verdict]}",
-        f"{origin} {_text(report.subject.get('uri', ''))} with method {_text(report.defense.get('name', ''))}.",
+        f"{origin} {_linked(str(report.subject.get('uri', '')))} with method {_text(report.defense.get('name', ''))}.",
         _bullets(report.reasons),
-        _measures(report),
+        _measures(report, gap=_GAP),
         _bullets(f"Not measured: {title}: {reason}" for title, reason in wording.unmeasured(report)),
         wording.REFIT if _is_cleaned_encoder(report) else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _measures(report: Report) -> str:
-    lines = [(row.title, row.before, row.after, row.change) for row in wording.rows(report)]
-    return _table(("Measure", "Before", "After", "Change"), lines, numbers=3)
+def _linked(uri: str) -> str:
+    """A version of the registry as a link within MLflow's UI; other subjects as text."""
+    match = re.fullmatch(r"models:/([^/]+)/(\d+)", uri)
+    return f"[{_text(uri)}](#/models/{quote(match[1], safe='')}/versions/{match[2]})" if match else _text(uri)
+
+
+def _measures(report: Report, *, gap: str = "") -> str:
+    lines = [("Measure", "Before", "After", "Change")]
+    lines += [(row.title, row.before, row.after, row.change) for row in wording.rows(report)]
+    header, *rest = [(title, *(f"{gap}{cell}" for cell in cells)) for title, *cells in lines]
+    return _table(header, rest, numbers=3)
+
+
+def _drill(report: Report) -> str:
+    sentences, lines = wording.drill(report)
+    return "\n\n".join([*map(_text, sentences), _table(wording.DRILL_HEADER, lines)]) if lines else ""
 
 
 def _is_cleaned_encoder(report: Report) -> bool:

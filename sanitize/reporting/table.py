@@ -40,6 +40,7 @@ def table(report: Report, *, color: bool = False) -> str:
     )
     _verdict(console, report)
     _measures(console, report)
+    _drill(console, report)
     _findings(console, report)
     _outputs(console, report)
     lines = page.getvalue().split("\n")
@@ -75,6 +76,24 @@ def _measures(console: Console, report: Report) -> None:
         _bullets(console, [f"{title}: {reason}" for title, reason in missing])
     if report.subject.get("kind") == "encoder" and report.outputs.get("model_uri"):
         console.print(Text(wording.REFIT, style="dim"))
+
+
+def _drill(console: Console, report: Report) -> None:
+    sentences, lines = wording.drill(report)
+    if not lines:
+        return
+    grid = _grid()
+    canary, *numbers, outcome = wording.DRILL_HEADER
+    grid.add_column(canary, ratio=1, overflow="fold", min_width=20)
+    for name in numbers:
+        grid.add_column(name, justify="right", no_wrap=True)
+    grid.add_column(outcome, overflow="fold", max_width=16)
+    for line in lines:
+        grid.add_row(*map(Text, line))
+    console.print()
+    console.print(grid)
+    for sentence in sentences:
+        console.print(Text(sentence))
 
 
 def _findings(console: Console, report: Report) -> None:

@@ -51,6 +51,8 @@ OUTPUT_TITLES = {
     "run_url": "Run page",
     "model_url": "Model page",
 }
+DRILL_HEADER = ("Canary", "Target", "Planted", "After", "Base rate", "Outcome")
+_CANARY_RATES = ("planted_success_rate", "success_rate", "base_rate")
 _OWN_PLACE = ("command", "next", "policy")
 """Outputs that a view shows elsewhere than in its list of outputs."""
 
@@ -70,9 +72,9 @@ class Row:
 
 
 def rows(report: Report) -> list[Row]:
-    """The before/after table: known measures in their usual order, then the others as they came."""
+    """The before/after table: known measures in their usual order, then others as they came; not those of a drill."""
     before, after = report.metrics.get("before", {}), report.metrics.get("after", {})
-    keys = dict.fromkeys([*before, *after])
+    keys = [key for key in dict.fromkeys([*before, *after]) if not key.startswith("drill/")]
     order = {key: position for position, key in enumerate(METRIC_TITLES)}
     listed = [
         _row(key, before.get(key), after.get(key)) for key in sorted(keys, key=lambda key: order.get(key, len(order)))
@@ -151,6 +153,27 @@ def parameters(report: Report) -> list[tuple[str, str, str, str]]:
         else (plain(name), plain(item), "", "")
         for name, item in (report.defense.get("parameters") or {}).items()
     ]
+
+
+def drill(report: Report) -> tuple[list[str], list[tuple[str, ...]]]:
+    """What a drill showed: sentences, and a line for each canary under `DRILL_HEADER`; both empty without a drill."""
+    told = report.defense.get("drill")
+    if not told:
+        return [], []
+    sentences = [plain(told["statement"])]
+    loss = report.metrics.get("after", {}).get("drill/clean_accuracy_loss")
+    if loss is not None:
+        sentences.append(f"Each purification cost {100 * loss:.1f} points of clean accuracy on average.")
+    lines = [
+        (
+            plain(f"{canary['family']}, {canary['trigger']}"),
+            plain(canary["target"]),
+            *("-" if canary[key] is None else number(canary[key], True) for key in _CANARY_RATES),
+            plain(canary["outcome"] + (f": {canary['stopped']}" if canary["stopped"] else "")),
+        )
+        for canary in told["canaries"]
+    ]
+    return sentences, lines
 
 
 def unmeasured(report: Report) -> list[tuple[str, str]]:

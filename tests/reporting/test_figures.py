@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import base64
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -56,6 +59,45 @@ def test_projection_says_how_far_the_triggered_features_are():
 def test_projection_takes_any_number_of_features(count: int, size: int):
     features = torch.randn(count, size, generator=torch.Generator().manual_seed(0))
     _open(projection({"clean": features, "triggered": features}, {"clean": features}).png)
+
+
+def pointable_figure(image_size=32):
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randn(50, 8, generator=generator)
+    clean[17] *= 20
+    triggered = clean + 9
+    shown = torch.rand(50, 3, image_size, image_size, generator=generator)
+    pictures = {"clean": shown.__getitem__, "triggered": lambda row: 1 - shown[row]}
+    return projection({"clean": clean, "triggered": triggered}, {"clean": clean, "triggered": clean}, pictures), shown
+
+
+def test_what_lies_farthest_out_shows_its_image():
+    figure, shown = pointable_figure()
+    points = re.findall(
+        r'aria-label="(clean|triggered) image (\d+): ([\d.]+) clean spreads.*?base64,([^"]+)"', figure.markup
+    )
+    assert len(points) == 2 * 2 * 8
+    assert points[0][:2] == ("clean", "17")
+    distances = [float(distance) for _, _, distance, _ in points[:8]]
+    assert distances == sorted(distances, reverse=True)
+    for group, row, _, data in (points[0], points[8]):
+        image = shown[int(row)] if group == "clean" else 1 - shown[int(row)]
+        seen = np.asarray(_open(base64.b64decode(data)))
+        assert np.abs(seen.transpose(2, 0, 1) - 255 * image.numpy()).max() <= 0.51
+
+
+def test_embedded_images_are_small_and_numbers_are_finite():
+    markup = pointable_figure(image_size=224)[0].markup
+    assert len(markup) < 1_000_000
+    assert "nan" not in markup.split("base64")[0]
+    flat = torch.ones(3, 4)
+    assert projection({"clean": flat}, {"clean": flat}, {"clean": lambda row: torch.zeros(3, 8, 8)}).markup
+
+
+def test_without_images_there_is_only_the_picture():
+    features = torch.rand(5, 4)
+    assert projection({"clean": features}, {"clean": features}).markup == ""
+    assert projection({"clean": features}, {"clean": features}, {}).markup == ""
 
 
 def test_projection_without_features_and_with_a_hostile_group():

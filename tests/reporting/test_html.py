@@ -17,6 +17,7 @@ import pytest
 from sanitize.reporting import render, write
 from sanitize.types import Report, Verdict
 from tests.reporting.samples import HOSTILE, empty, figures, hostile, report
+from tests.reporting.test_figures import pointable_figure
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -188,12 +189,41 @@ def test_in_a_browser_nothing_is_wider_than_a_phone(tmp_path: Path):
 
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_in_a_browser_one_points_at_an_outlier_and_sees_its_image(tmp_path: Path):
+    """With the page's own policy, by mouse and by keyboard; nothing is logged, and no image is refused."""
+    from playwright.sync_api import sync_playwright
+
+    page_file = tmp_path / "report.html"
+    write(report(), page_file, (*figures(), pointable_figure()[0]))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 360, "height": 800})
+        logged: list[str] = []
+        page.on("console", lambda message: logged.append(message.text))
+        page.goto(page_file.as_uri())
+        points = page.locator(".point")
+        assert points.count() == 32
+        seen = [points.nth(number).locator(".thumb") for number in (0, 1)]
+        assert not any(thumb.is_visible() for thumb in seen)
+        points.first.focus()
+        assert [thumb.is_visible() for thumb in seen] == [True, False]
+        page.keyboard.press("Tab")
+        assert [thumb.is_visible() for thumb in seen] == [False, True]
+        points.first.locator("circle").hover()
+        assert [thumb.is_visible() for thumb in seen] == [True, False]
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        browser.close()
+    assert logged == []
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("name", "width"), [("pass", 1000), ("fail", 1000), ("inconclusive", 500), ("hostile", 500)])
 def test_in_a_browser_axe_finds_nothing(tmp_path: Path, name: str, width: int, scheme: str):
     """All rules of axe-core: WCAG 2 A and AA, and best practices. The page's own policy would forbid the script."""
     subject = hostile() if name == "hostile" else report(Verdict(name))
-    text = render(subject, "html", figures=figures())
+    text = render(subject, "html", figures=(*figures(), pointable_figure()[0]))
     text = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", text)
     axe = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
     probe = """axe.run().then(found => {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from markdown_it import MarkdownIt
@@ -83,10 +84,25 @@ def test_markdown_tables_keep_their_columns_whatever_the_names():
     assert "\n`" not in render(hostile(), "markdown")
 
 
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("models:/suspect/1", "[models:/suspect/1](#/models/suspect/versions/1)"),
+        ("models:/my suspect/12", "[models:/my suspect/12](#/models/my%20suspect/versions/12)"),
+        ("models:/a](x)b/1", "(#/models/a%5D%28x%29b/versions/1)"),
+        ("models:/m-0123", "models:/m-0123 with"),
+        ("runs:/0123/model", "runs:/0123/model with"),
+    ],
+)
+def test_description_leads_back_to_the_suspect(uri, shown):
+    subject = report()
+    assert shown in description(replace(subject, subject=subject.subject | {"uri": uri}))
+
+
 def test_description_is_short_and_has_the_table():
     text = description(report())
     assert text.startswith("**Verdict: pass.** No evidence of a backdoor")
-    assert "| Clean accuracy | 97.4% | 97.0% | -0.4 pp |" in text
+    assert "| Clean accuracy | 97.4% | 97.0% | -0.4 pp |" in text.replace("\u00a0", "")
     assert "must be refitted" in text
     assert "Parameters" not in text
     assert len(text) < 2000
