@@ -62,7 +62,7 @@ class UAU(Purifier):
     starts: int = Field(8, ge=1, description="perturbations that a search begins with; patches tile the image")
     search_steps: int = Field(8, ge=1, description="steps of Adam in each of the three parts of a search")
     minimum_collapse: float = Field(
-        0.6, ge=-1, le=1, description="changes whose collapse is less are taken for nobody's work, and not unlearned"
+        0.75, ge=-1, le=1, description="changes whose collapse is less are taken for nobody's work, and not unlearned"
     )
     minimum_alignment: float = Field(
         0.3, ge=-1, le=1, description="as minimum_collapse, of changes that were searched towards a known direction"
@@ -74,7 +74,7 @@ class UAU(Purifier):
         BOUND, gt=0, le=1, description="largest change of a pixel by a perturbation; pixels are 0 to 1"
     )
     directed_bound: float = Field(
-        0.15, gt=0, le=1, description="as bound, of perturbations that are searched towards a known direction"
+        0.1, gt=0, le=1, description="as bound, of perturbations that are searched towards a known direction"
     )
     crop_padding: int = Field(3, ge=0, description="clean images are shifted by up to so many pixels while unlearning")
     mix: float = Field(0.5, ge=0, le=0.5, description="largest share of another image that is mixed into a clean one")
