@@ -31,7 +31,7 @@ def test_its_commands_exist(name):
 
 @pytest.mark.slow
 def test_mlflow_runs_it(suspect, tmp_path):
-    """CLP leaves this backdoor: the verdict is fail, the version is there, and the run of the project failed."""
+    """The version is there, and the run of the project succeeded where the verdict is pass, and failed elsewhere."""
     store = Store(suspect)
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": suspect,
@@ -46,7 +46,7 @@ def test_mlflow_runs_it(suspect, tmp_path):
     )  # fmt: skip
     assert "sanitize encoder models:/suspect/1 --method clp" in done.stdout + done.stderr
     made = store.versions("suspect")[-1]
-    assert (made.version, made.tags["sanitize.verdict"]) in ((2, "fail"), ("2", "fail")), done.stderr
-    assert done.returncode == 1
+    assert str(made.version) == "2", done.stderr
+    assert done.returncode == (0 if made.tags["sanitize.verdict"] == "pass" else 1)
     assert (tmp_path / "job" / "report.html").is_file()
     assert not (ROOT / "mlruns").exists()

@@ -158,9 +158,9 @@ def test_what_was_purified_is_approved_in_place_of_the_suspect(registry, encoder
         normalization="half", image_size=32, triggers=(encoders.trigger_file,),
     )  # fmt: skip
     take_in(encoders.backdoored_file, "bad", known, tracking_uri=registry.uri)
-    thresholds = {"maximum_attack_success_rate": 0.9, "established_attack_success_rate": 0.95}
+    thresholds = {"maximum_attack_success_rate": 0.7, "established_attack_success_rate": 0.75}
     policy = Policy(**STRICT.model_dump() | thresholds | {"maximum_clean_accuracy_loss": 1.0})
-    options = {"defense": FineTune(epochs=3, learning_rate=0.1), "model": "models:/bad/1", "approve_into": "released"}
+    options = {"defense": FineTune(epochs=12, learning_rate=0.1), "model": "models:/bad/1", "approve_into": "released"}
     report = registry.run(policy, **options)
     assert report.outputs["cleaned"]["verdict"] == "pass", report.outputs["cleaned"]
     assert (report.verdict, report.outputs["gate"]) == (Verdict.FAIL, Decision.CLEANED)
