@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,18 @@ def empty_store(tmp_path_factory):
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
     create_sqlite(file)
     return file
+
+
+@pytest.fixture(autouse=True)
+def mlflow_as_found():
+    """No test leaves MLflow pointed at a store: the next one in the same process would use it."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    if "mlflow" in sys.modules:
+        left = sys.modules["mlflow"].tracking._tracking_service.utils._tracking_uri
+        sys.modules["mlflow"].set_tracking_uri(None)
+        assert left is None, f"mlflow.set_tracking_uri({left!r}) was left behind; undo it with set_tracking_uri(None)"
+    assert os.environ.get("MLFLOW_TRACKING_URI") == before, "MLFLOW_TRACKING_URI was changed and not set back"
 
 
 @pytest.fixture

@@ -26,7 +26,6 @@ def stock_model(store_uri, tmp_path):
     """models:/stock/1: torchvision's ResNet-18, logged the way MLflow does by default (pt2)."""
     torch.manual_seed(0)
     model = torchvision.models.resnet18(weights=None, num_classes=10).eval()
-    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(store_uri)
     try:
         experiment = MlflowClient(store_uri).create_experiment("stock", artifact_location=(tmp_path / "stock").as_uri())
@@ -39,7 +38,7 @@ def stock_model(store_uri, tmp_path):
                 pip_requirements=["torch"],
             )
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(None)
     bind_knowledge("models:/stock", KNOWN, tracking_uri=store_uri)
     return store_uri
 

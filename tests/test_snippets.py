@@ -23,7 +23,6 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from sanitize.cli import app
@@ -37,8 +36,6 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGES = ("bash", "sh", "console", "python")  # of what can be run; others are files and output
 _BLOCK = re.compile(r"(?:^<!-- ([^\n]*?) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _MARK = re.compile(r"(run|run alone|dry run|run: as \S+|run by: tests/\S+\.py|not run: .{8,})")
-VERDICTS = (0, 1, 3)  # a small suspect that is trained for the tests is not the same on each machine
-
 PAGES_WITHOUT_COMMENTS = {  # page -> how a block begins -> its mark
     "README.md": {
         "python3 -m venv .venv && .venv/bin/pip install -e . &&": "not run: it installs, and the demo takes minutes",
@@ -121,7 +118,7 @@ def prepared(tmp_path_factory, empty_store, encoders):
         shutil.copy(file, folder / file.name)
     known = Knowledge(
         data="digits#0:420",
-        probe_data="digits#0:600",
+        probe_data="digits#0:1400",  # a probe of fewer images loses two points of accuracy to chance
         test_data="digits#1400:",
         triggers=(encoders.trigger_file,),
         arch="small-cnn",
@@ -135,8 +132,7 @@ def prepared(tmp_path_factory, empty_store, encoders):
     from sanitize.defenses import CLP
 
     report = Sanitizer(CLP(threshold=1.0), tracking_uri=store, workdir=folder / "clp").run("models:/suspect/1")
-    version = str(report.model_uri).rpartition("/")[2]
-    MlflowClient(store).set_registered_model_alias("suspect", "sanitized", version)  # whatever the verdict was
+    assert report.verdict == "pass", report.reasons  # so that the alias is there
     shutil.copy(folder / "clp" / "encoder.onnx", folder)
     return folder
 
@@ -183,10 +179,7 @@ def run(block: Block, names: dict[str, object]) -> None:
         for command in commands(block.text):
             invoked(command, ["--dry-run"])
     elif block.mark in ("run", "run alone") and block.language == "python":
-        try:
-            exec(compile(block.text, block.name, "exec"), names)
-        except SystemExit as end:
-            assert end.code in VERDICTS
+        exec(compile(block.text, block.name, "exec"), names)
     elif block.mark in ("run", "run alone"):
         found = commands(block.text)
         for command in found:
@@ -206,7 +199,7 @@ def commands(text: str) -> list[list[str]]:
 def invoked(command: list[str], options: list[str]) -> None:
     has_them = {name for parameter in parameters(command[0]) for name in parameter.opts}
     result = CliRunner().invoke(app, [*command, *(option for option in options if option in has_them)])
-    assert result.exit_code in VERDICTS, (command, result.stderr)
+    assert result.exit_code in (0, 1, 3), (command, result.stderr)
 
 
 def parameters(command: str) -> list:
@@ -218,6 +211,5 @@ def parameters(command: str) -> list:
 def shell(text: str) -> None:
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", text], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode in VERDICTS, done.stderr
-    assert "no verdict" not in done.stdout  # what a page's script says where the exit code is none of a verdict's
+    assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr

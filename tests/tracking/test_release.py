@@ -78,14 +78,13 @@ def test_mlflow_loads_it(store, store_uri, cleaned, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     released = run_release(store, cleaned)
     images = np.random.default_rng(0).random((4, 3, 8, 8), dtype=np.float32)
-    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(store_uri)
     try:
         model = mlflow.pyfunc.load_model(released.model_uri)
         by_name, plain = model.predict({"images": images}), model.predict(images)
         graph = mlflow.onnx.load_model(f"models:/{released.model_id}")
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(None)
     np.testing.assert_allclose(by_name["features"], images.mean((2, 3)), rtol=1e-5)
     np.testing.assert_allclose(plain["features"], by_name["features"])
     assert graph.graph.output[0].name == "features"
