@@ -19,7 +19,7 @@ def test_every_shipped_recipe_configures_its_method(name):
     recipe = load_recipe(name)
     made = configure(None, recipe=name, named=METHODS.__getitem__)
     for key, value in recipe.parameters.items():
-        assert getattr(made, key) == value
+        assert getattr(made, key) == (tuple(value) if isinstance(value, list) else value)
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -67,7 +67,7 @@ def test_a_recipe_of_no_method_is_not_explained(tmp_path):
         settings_of(load_recipe(str(path)))
 
 
-@pytest.mark.parametrize("method", sorted(DEFENSES))
+@pytest.mark.parametrize("method", sorted({**DEFENSES, **DETECTORS, **TRAINERS}))
 def test_every_method_has_a_recipe(method):
     assert method in {load_recipe(name).method for name in recipe_names()}
 
