@@ -7,7 +7,7 @@ import json
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,7 +28,7 @@ from sanitize.tracking.runs import EXPERIMENT
 from sanitize.training import Engine
 from sanitize.training_inputs import TrainingRequest, gather_training
 from sanitize.training_job import TrainingJob
-from sanitize.trial import Estimate, estimate
+from sanitize.trial import Estimate, estimate, seconds_of_passes
 from sanitize.types import ModelSpec
 from sanitize.workdir import Workdir
 
@@ -47,7 +47,8 @@ class Preflight:
         data: What a data set is for -> the set.
         measured: Measure -> yes, or what it takes.
         device: Where, and with which precision.
-        estimate: Time and memory.
+        estimate: Time and memory of the method.
+        evaluation: Seconds of the passes through the network that evaluation makes.
         writes: What would be written, in order.
     """
 
@@ -59,6 +60,7 @@ class Preflight:
     measured: Mapping[str, str]
     device: str
     estimate: Estimate
+    evaluation: float
     writes: Sequence[str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,7 +84,9 @@ class Preflight:
     def _time(self) -> str:
         if self.estimate.seconds is None:
             return f"not estimated; {self.estimate.note}"
-        return f"{duration(self.estimate.seconds)}, without evaluation and export; {self.estimate.note}"
+        measuring = f", of which evaluation {duration(self.evaluation)}" if self.evaluation else ""
+        total = duration(self.estimate.seconds + self.evaluation)
+        return f"{total}{measuring}; fitting a probe and export come on top; {self.estimate.note}"
 
     def _memory(self) -> str:
         if self.estimate.memory is None:
@@ -145,6 +149,7 @@ def of_purification(sanitizer: Sanitizer, request: Request) -> Preflight:
         measured=measured,
         device=_device(engine),
         estimate=found,
+        evaluation=seconds_of_passes(inputs.suspect.network, 2 * purification.passes, engine),
         writes=[_run(store), *_version(store, name, spec.kind), folder],
     )
 
@@ -177,6 +182,7 @@ def of_training(job: TrainingJob, request: TrainingRequest) -> Preflight:
         measured=_measured(spec.kind, inputs.probe_data, inputs.test_data, inputs.triggers),
         device=_device(engine),
         estimate=found,
+        evaluation=seconds_of_passes(network, inputs.evaluator.passes, engine),
         writes=[
             _run(store),
             *_version(store, request.register, spec.kind),
@@ -226,6 +232,7 @@ def of_dataset(job: DatasetJob, request: DatasetRequest) -> Preflight:
         else {"recall and precision": "no, the truth is not known (--truth)"},
         device=_device(engine),
         estimate=estimate(work, network, engine),
+        evaluation=0.0,
         writes=[*writes, folder],
     )
 
@@ -242,6 +249,8 @@ def of_scan(scan: Scan, request: Request, references: Sequence[str]) -> Prefligh
         inputs, data, clean = scan.prepare(request, references, store, Path(temporary))
     network = inputs.suspect.network
     found = estimate(lambda trial: scan.detector.examine(network, data, trial), network, engine)
+    if found.seconds is not None:  # the references are examined as the suspect is
+        found = replace(found, seconds=found.seconds * (1 + len(clean)))
     needed = scan.policy.minimum_references
     return Preflight(
         subject=inputs.reference.pinned_uri,
@@ -259,6 +268,7 @@ def of_scan(scan: Scan, request: Request, references: Sequence[str]) -> Prefligh
         },
         device=_device(engine),
         estimate=found,
+        evaluation=0.0,
         writes=[_run(store)],
     )
 

@@ -88,6 +88,11 @@ class Purification:
             )
 
     @property
+    def passes(self) -> int:
+        """How many images one evaluation sends through a network; known after `check`."""
+        return self._evaluator.passes
+
+    @property
     def data(self) -> ImageSet | None:
         """What the defence is going to see; known after `check`."""
         return self._data

@@ -20,6 +20,9 @@ from sanitize.training.progress import StageProgress
 _STEPS = 4
 """Of each stage that are tried; the first one warms up, and is not timed."""
 
+_PASS = 64
+"""Images by which the evaluation is timed."""
+
 LIMIT = 20.0
 """Seconds after which a trial ends."""
 
@@ -102,6 +105,24 @@ def estimate(
         complete=complete,
         note=note or "work that depends on what is found may come on top",
     )
+
+
+def seconds_of_passes(network: Network, images: int, engine: Engine) -> float:
+    """How long it takes to send so many images through a network, from a second batch of them.
+
+    Args:
+        network: Is left in eval mode.
+        images: How many.
+        engine: Device and precision.
+    """
+    if images == 0:
+        return 0.0
+    size = network.spec.image_size
+    batch = torch.rand(_PASS, 3, size, size, generator=torch.Generator().manual_seed(engine.seed)).to(engine.device)
+    for _ in range(2):  # the first one warms up
+        started = time.perf_counter()
+        engine.forward(network, lambda indices: batch[indices], _PASS)
+    return (time.perf_counter() - started) / _PASS * images
 
 
 class _Clock:

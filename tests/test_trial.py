@@ -12,7 +12,7 @@ from torch.optim import SGD
 
 from sanitize.errors import DataError
 from sanitize.training import Engine
-from sanitize.trial import estimate
+from sanitize.trial import estimate, seconds_of_passes
 from tests.encoders import small_encoder
 
 STEP, PREPARATION = 0.02, 0.05
@@ -112,3 +112,11 @@ def test_it_ends_at_its_limit(before):
     assert not found.complete
     assert (found.seconds is None) == before
     network(torch.zeros(1, 3, 32, 32))  # the clock is no longer in it
+
+
+def test_passes_are_timed_and_change_nothing():
+    network, engine = small_encoder(), Engine(device="cpu")
+    before = copy.deepcopy(network.state_dict())
+    assert seconds_of_passes(network, 0, engine) == 0
+    assert seconds_of_passes(network, 1, engine) > 0
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())

@@ -49,6 +49,11 @@ class EncoderEvaluator(Evaluator):
         self.probe_data = probe_data
         self.suspect_head = suspect_head
 
+    @property
+    def passes(self) -> int:
+        """How many images one measurement sends through the encoder, those of the probe included."""
+        return 0 if self.probe_data is None or self.test_data is None else len(self.probe_data) + super().passes
+
     def measure(self, network: Network, engine: Engine, *, before: Measurement | None = None) -> Measurement:
         """Measure one encoder; see `Evaluator.measure`. The suspect's probe is tried on the result, too."""
         self.check(network.spec)

@@ -70,6 +70,11 @@ class Evaluator(ABC):
                 "Load them with the network's --image-size."
             )
 
+    @property
+    def passes(self) -> int:
+        """How many images one measurement sends through the network."""
+        return 0 if self.test_data is None else len(self.test_data) * (1 + len(self.triggers))
+
     @abstractmethod
     def measure(self, network: Network, engine: Engine, *, before: Measurement | None = None) -> Measurement:
         """Measure one network.

@@ -108,6 +108,7 @@ def test_it_says_what_would_be_done(command, preview):
         assert any(item["name"] == stage and item["steps"] == steps for item in found["estimate"]["stages"])
     assert found["estimate"]["seconds"] is None or found["estimate"]["seconds"] > 0
     assert found["estimate"]["note"]
+    assert (found["evaluation"] > 0) == (command == "encoder")  # the others were given nothing to measure with
     for expected in writes:
         assert any(expected in line for line in found["writes"]), found["writes"]
 
