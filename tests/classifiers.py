@@ -60,18 +60,16 @@ def poisoned_images() -> tuple[ImageSet, Truth]:
 
 
 def train_classifiers(folder: Path) -> None:
-    """Train both; the folder appears when all is written."""
-    partial = folder.with_suffix(".partial")
-    partial.mkdir()
+    """Train both into a folder."""
     trainer = Supervised(epochs=12, batch_size=64, crop_padding=2, flip=0.0)
     for name, data in (("clean", train_images()), ("suspect", poisoned_images()[0])):
         trained = trainer.train(small_classifier(), data, Engine(device="cpu", seed=0))
-        torch.save({"state_dict": trained.network.backbone.state_dict()}, partial / f"{name}.pth")
-    TRIGGER.save(partial / "trigger")
-    partial.rename(folder)
+        torch.save({"state_dict": trained.network.backbone.state_dict()}, folder / f"{name}.pth")
 
 
 def load_classifiers(folder: Path) -> Classifiers:
+    TRIGGER.save(folder / "trigger")
+
     def load(file: Path) -> Classifier:
         classifier = small_classifier()
         classifier.backbone.load_state_dict(torch.load(file, weights_only=True)["state_dict"])

@@ -6,13 +6,13 @@ import os
 import shutil
 import sqlite3
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.classifiers import Classifiers, load_classifiers, train_classifiers
-from tests.encoders import Encoders, load_encoders, train_encoders, train_references
+from tests.classifiers import Classifiers, load_classifiers
+from tests.encoders import Encoders, load_encoders
+from tests.trained import unpack
 
 
 def copied_store(empty: Path, folder: Path) -> str:
@@ -53,37 +53,22 @@ def store_uri(empty_store: Path, tmp_path: Path) -> str:
     return copied_store(empty_store, tmp_path)
 
 
-def trained_once(name: str, train: Callable[[Path], None], factory: pytest.TempPathFactory) -> Path:
-    """Folder that `train` filled: once for all workers, or, with SANITIZE_TEST_CACHE=FOLDER, once for all sessions."""
-    from filelock import FileLock
-
-    shared = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    shared = Path(os.environ.get("SANITIZE_TEST_CACHE", shared))
-    folder = shared / name
-    with FileLock(shared / f"{name}.lock"):
-        if not folder.is_dir():
-            train(folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> Encoders:
     """A clean and a backdoored encoder of digits."""
-    return load_encoders(trained_once("encoders", train_encoders, tmp_path_factory))
+    return load_encoders(unpack("encoders", tmp_path_factory.mktemp("trained") / "encoders"))
 
 
 @pytest.fixture(scope="session")
 def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Classifiers:
     """A clean and a backdoored classifier of digits."""
-    return load_classifiers(trained_once("classifiers", train_classifiers, tmp_path_factory))
+    return load_classifiers(unpack("classifiers", tmp_path_factory.mktemp("trained") / "classifiers"))
 
 
 @pytest.fixture(scope="session")
 def reference_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Checkpoints of five clean encoders of the same architecture."""
-    return sorted(trained_once("references", train_references, tmp_path_factory).glob("*.pth"))
+    return sorted(unpack("references", tmp_path_factory.mktemp("trained") / "references").glob("*.pth"))
 
 
 @pytest.fixture

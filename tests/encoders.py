@@ -59,24 +59,18 @@ def small_encoder(seed: int = 0) -> Encoder:
 
 
 def train_encoders(folder: Path) -> None:
-    """Train both; the folder appears when all is written."""
-    partial = folder.with_suffix(".partial")
-    partial.mkdir()
-    Demonstration(seed=0).train(partial, Engine(device="cpu", seed=0))
-    partial.rename(folder)
+    """Train both into a folder."""
+    Demonstration(seed=0).train(folder, Engine(device="cpu", seed=0))
 
 
 def train_references(folder: Path) -> None:
     """Five more clean encoders, trained shortly, of other seeds: `0.pth` to `4.pth`."""
-    partial = folder.with_suffix(".partial")
-    partial.mkdir()
     for number in range(5):
         encoder = small_encoder(seed=number + 1)
         trainer = SimCLR(epochs=6, batch_size=128, learning_rate=0.1, min_crop_scale=0.5, flip=0.0)
         images = train_images().subset(slice(0, 1000)).without_labels()
         trainer.train(encoder, images, Engine(device="cpu", seed=number + 1))
-        torch.save(encoder.backbone.state_dict(), partial / f"{number}.pth")
-    partial.rename(folder)
+        torch.save({"state_dict": encoder.backbone.state_dict()}, folder / f"{number}.pth")
 
 
 def load_encoders(folder: Path) -> Encoders:

@@ -61,9 +61,7 @@ class Threat:
 
 
 def train_threat(folder: Path) -> None:
-    """Train both; the folder appears when all is written."""
-    partial = folder.with_suffix(".partial")
-    partial.mkdir()
+    """Train both into a folder."""
     engine, data = Engine(device="cpu"), load_images("digits#0:600")
     trainer = SimCLR(epochs=5, batch_size=128, learning_rate=0.1, min_crop_scale=0.5, flip=0.0)
     clean = trainer.train(small_encoder(), data.without_labels(), engine).network
@@ -71,8 +69,7 @@ def train_threat(folder: Path) -> None:
     assert isinstance(trigger, PatchTrigger)
     backdoored = take_shortcut(clean, data, trigger, engine)
     for name, network in (("clean", clean), ("backdoored", backdoored)):
-        torch.save({"state_dict": network.backbone.state_dict()}, partial / f"{name}.pth")
-    partial.rename(folder)
+        torch.save({"state_dict": network.backbone.state_dict()}, folder / f"{name}.pth")
 
 
 def load_threat(folder: Path) -> Threat:

@@ -15,8 +15,8 @@ from sanitize.intake import Knowledge, take_in
 from sanitize.tracking import Store, register_data
 from sanitize.types import Report, Verdict
 from tests.cli.test_dataset import here, runs, sanitize
-from tests.conftest import trained_once
-from tests.threat import load_threat, train_threat
+from tests.threat import load_threat
+from tests.trained import unpack
 
 __all__ = ["here"]  # a fixture
 KNOWN = Knowledge(kind="encoder", arch="small-cnn", normalization="half", image_size=32)
@@ -25,7 +25,7 @@ FAST = ("mask_stride=8", "networks=1", "iterations=160", "flip=0")
 
 @pytest.fixture(scope="module")
 def threat(tmp_path_factory):
-    return load_threat(trained_once("threat", train_threat, tmp_path_factory))
+    return load_threat(unpack("threat", tmp_path_factory.mktemp("trained") / "threat"))
 
 
 def settings(*values: str) -> list[str]:

@@ -20,16 +20,16 @@ from sanitize.evaluation.filtering import judge_data, measure_filtering, measure
 from sanitize.suspects import untrained
 from sanitize.training import Engine
 from sanitize.types import Verdict
-from tests.conftest import trained_once
 from tests.encoders import small_encoder
-from tests.threat import load_threat, train_threat
+from tests.threat import load_threat
+from tests.trained import unpack
 
 FAST = {"mask_stride": 8, "networks": 1, "iterations": 160, "flip": 0.0}
 
 
 @pytest.fixture(scope="module")
 def threat(tmp_path_factory):
-    return load_threat(trained_once("threat", train_threat, tmp_path_factory))
+    return load_threat(unpack("threat", tmp_path_factory.mktemp("trained") / "threat"))
 
 
 @pytest.fixture(scope="module")
