@@ -106,14 +106,7 @@ class Purification:
             seed=self.engine.seed,
             inputs={"clean": self._data, "probe": self.inputs.probe_data, "test": self.inputs.test_data},
         )
-        with self._timed("evaluate-before", recorder):
-            before = self._evaluator.measure(suspect, self.engine)
-        with self._timed("purify"):
-            purified = self.defense.purify(suspect, self._data, self.engine)
-        network = purified.network.cpu().eval()
-        with self._timed("evaluate-after", recorder):
-            after = self._evaluator.measure(network, self.engine, before=before)
-        network.cpu()
+        before, purified, after = self.work(recorder)
         drilled = self._run_drill(suspect, recorder)
         report = self._report(before, purified, after, drilled)
         report.outputs |= {"command": self._command(), "policy": self.policy.file}
@@ -127,7 +120,24 @@ class Purification:
             method=self.defense.name,
             policy=self.policy.reference,
         )
-        return publication.publish(network, report)
+        return publication.publish(purified.network, report)
+
+    def work(self, recorder: RunRecorder | None = None) -> tuple[Measurement, Purified, Measurement]:
+        """What all processes of the job do together: measure, purify, measure again.
+
+        Args:
+            recorder: Of the process that reports.
+        """
+        suspect = self.inputs.suspect.network
+        with self._timed("evaluate-before", recorder):
+            before = self._evaluator.measure(suspect, self.engine)
+        with self._timed("purify"):
+            purified = self.defense.purify(suspect, self._data, self.engine)
+        purified.network.cpu().eval()
+        with self._timed("evaluate-after", recorder):
+            after = self._evaluator.measure(purified.network, self.engine, before=before)
+        purified.network.cpu()
+        return before, purified, after
 
     def _run_drill(self, suspect: Network, recorder: RunRecorder) -> DrillResult | None:
         if self.drill is None:

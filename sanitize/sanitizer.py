@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from sanitize.defenses import Defense, Purifier, defense_named
 from sanitize.drill import Drill
@@ -14,9 +15,13 @@ from sanitize.evaluation import Policy
 from sanitize.inputs import Inputs, Request, gather
 from sanitize.purification import Purification
 from sanitize.tracking import RunRecorder, Store, mark_interrupted
-from sanitize.training import Display, Engine
+from sanitize.training import Display, Engine, require_splittable, world
 from sanitize.types import ModelKind, Report
 from sanitize.workdir import DEFAULT_PARENT, Workdir
+
+SPLITTABLE = frozenset({"bmaiu", "distill", "fine-tune"})
+"""Defences that several processes may do together: every stage calls the network on rows of one batch, and looks at
+nothing inside it (docs/scaling.md)."""
 
 
 class Sanitizer:
@@ -26,7 +31,10 @@ class Sanitizer:
         defense: A name (`sanitize methods` lists them), or an instance with its hyperparameters.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: A Lightning Fabric precision, for example ``bf16-mixed``.
-        strategy: A Lightning Fabric strategy.
+        strategy: A Lightning Fabric strategy; with several processes ``auto`` or ``ddp``.
+        devices: Processes on each machine, each with a device of its own, for defences in `SPLITTABLE`. When left out
+            as torchrun or srun has started them, else one. All processes get the same report.
+        num_nodes: Machines; likewise.
         seed: Source of all randomness.
         tracking_uri: MLflow; its own default when left out.
         workdir: Checkpoints and results of the job; a folder below ``.sanitize`` when left out.
@@ -37,7 +45,8 @@ class Sanitizer:
         display: Shows progress; silent when left out.
 
     Raises:
-        ConfigError: The defence is unknown, or not one that purifies a model; or the drill cannot be done with it.
+        ConfigError: The defence is unknown, or not one that purifies a model; or the drill cannot be done with it, or
+            not by several processes.
 
     Example:
         >>> Sanitizer(defense="bmaiu", seed=1).defense.name
@@ -51,6 +60,8 @@ class Sanitizer:
         device: str = "auto",
         precision: str = "32-true",
         strategy: str = "auto",
+        devices: int | None = None,
+        num_nodes: int | None = None,
         seed: int = 0,
         tracking_uri: str | None = None,
         workdir: str | Path | None = None,
@@ -66,6 +77,8 @@ class Sanitizer:
         self.device = device
         self.precision = precision
         self.strategy = strategy
+        self.devices, self.num_nodes = world(devices, num_nodes)
+        require_splittable(made.name, SPLITTABLE, self.devices, self.num_nodes)
         self.seed = seed
         self.tracking_uri = tracking_uri
         self.workdir = Path(workdir) if workdir else None
@@ -126,26 +139,47 @@ class Sanitizer:
             image_size=image_size,
             allow_stubbed=allow_stubbed,
         )
-        with Workdir(self.folder(model), resume=self.resume) as workdir:
-            engine = self._engine(workdir)
+        engine = self._engine(model)
+        with engine.processes.guarded():
+            if engine.processes.first:
+                report = self._lead(request, engine)
+                engine.processes.tell("report", report.to_dict())
+                return report
+            return self._follow(request, engine)
+
+    def _lead(self, request: Request, engine: Engine) -> Report:
+        """What one process does, or the first of several."""
+        with Workdir(self.folder(request.model), resume=self.resume) as workdir:
             store = Store(self.tracking_uri)
             purification = self.prepare(request, store, workdir, engine)
             fingerprint = self._fingerprint(purification.inputs)
             if finished := workdir.finished_report(fingerprint):
                 self.display.say(f"This job is finished already; its report is {finished}.")
+                engine.processes.tell("job", None)
                 return Report.from_dict(json.loads(finished.read_text()))
             run_id = workdir.begin(fingerprint)
             if workdir.interrupted_run:
                 mark_interrupted(store, workdir.interrupted_run)
                 self.display.say("The unfinished job in the work directory is dropped; --resume would continue it.")
             with RunRecorder(
-                store, name=f"{self.defense.name} {model.removeprefix('models:/')}", run_id=run_id
+                store, name=f"{self.defense.name} {request.model.removeprefix('models:/')}", run_id=run_id
             ) as recorder:
                 workdir.remember_run(recorder.run_id)
                 engine.recorder = recorder
+                engine.processes.tell("job", fingerprint)
                 report = purification.run(store, recorder)
             workdir.finish()
         return report
+
+    def _follow(self, request: Request, engine: Engine) -> Report:
+        """What the other processes do: read the same, work with the first one, write nothing."""
+        fingerprint = engine.processes.hear("job")
+        if fingerprint is not None:
+            with TemporaryDirectory() as folder, Workdir(Path(folder)) as workdir:
+                purification = self.prepare(request, Store(self.tracking_uri), workdir, engine)
+                engine.processes.require_same_job(fingerprint, self._fingerprint(purification.inputs))
+                purification.work()
+        return Report.from_dict(engine.processes.hear("report"))
 
     def folder(self, model: str) -> Path:
         """Work directory of a job on this model."""
@@ -167,13 +201,15 @@ class Sanitizer:
         """The kind of model that the defence works on, where that is one."""
         return next(iter(self.defense.kinds)) if len(self.defense.kinds) == 1 else None
 
-    def _engine(self, workdir: Workdir) -> Engine:
+    def _engine(self, model: str) -> Engine:
         return Engine(
             device=self.device,
             precision=self.precision,
             strategy=self.strategy,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
             seed=self.seed,
-            checkpoints=workdir.checkpoints,
+            checkpoints=self.folder(model).absolute() / "checkpoints",
             resume=self.resume,
             display=self.display,
         )

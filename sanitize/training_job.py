@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -25,12 +26,14 @@ from sanitize.reporting.figures import Figure, losses, picture
 from sanitize.reporting.trust import class_balance, least_trusted, loss_distribution
 from sanitize.tracking import Binding, RunRecorder, Store, bind, mark_interrupted
 from sanitize.trainers import Trained, Trainer, trainer_named
-from sanitize.training import Display, Engine
+from sanitize.training import Display, Engine, require_splittable, world
 from sanitize.training_inputs import TrainingInputs, TrainingRequest, gather_training
 from sanitize.types import RESIZE_RULE, Metrics, Report, Verdict
 from sanitize.workdir import DEFAULT_PARENT, Workdir
 
 Value = TypeVar("Value")
+SPLITTABLE = frozenset({"byol", "d-st", "decoupled", "moco-v3", "simclr", "supervised"})
+"""Trainings that several processes may do together (docs/scaling.md)."""
 LOSSES_FILE, FILTERED_FILE = "losses.parquet", "filtered-out.txt"
 
 
@@ -41,13 +44,19 @@ class TrainingJob:
         trainer: A name (`sanitize methods` lists them), or an instance with its hyperparameters.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: A Lightning Fabric precision, for example ``bf16-mixed``.
-        strategy: A Lightning Fabric strategy.
+        strategy: A Lightning Fabric strategy; with several processes ``auto`` or ``ddp``.
+        devices: Processes on each machine, each with a device of its own. When left out as torchrun or srun has
+            started them, else one. All processes get the same report.
+        num_nodes: Machines; likewise.
         seed: Source of all randomness.
         tracking_uri: MLflow; its own default when left out.
         workdir: Checkpoints and results of the job; a folder below ``.sanitize`` when left out.
         resume: Continue the interrupted job in the work directory.
         policy: Thresholds of the verdict.
         display: Shows progress; silent when left out.
+
+    Raises:
+        ConfigError: The training is unknown, or not one that several processes can do.
 
     Example:
         >>> TrainingJob("supervised", seed=1).trainer.name
@@ -61,6 +70,8 @@ class TrainingJob:
         device: str = "auto",
         precision: str = "32-true",
         strategy: str = "auto",
+        devices: int | None = None,
+        num_nodes: int | None = None,
         seed: int = 0,
         tracking_uri: str | None = None,
         workdir: str | Path | None = None,
@@ -72,6 +83,8 @@ class TrainingJob:
         self.device = device
         self.precision = precision
         self.strategy = strategy
+        self.devices, self.num_nodes = world(devices, num_nodes)
+        require_splittable(self.trainer.name, SPLITTABLE, self.devices, self.num_nodes)
         self.seed = seed
         self.tracking_uri = tracking_uri
         self.workdir = Path(workdir) if workdir else None
@@ -88,26 +101,33 @@ class TrainingJob:
         Raises:
             SanitizeError: Something is missing, unfit or out of reach. Nothing is registered then.
         """
+        engine = Engine(
+            device=self.device,
+            precision=self.precision,
+            strategy=self.strategy,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
+            seed=self.seed,
+            checkpoints=self.folder(request).absolute() / "checkpoints",
+            resume=self.resume,
+            display=self.display,
+        )
+        with engine.processes.guarded():
+            if engine.processes.first:
+                report = self._lead(request, engine)
+                engine.processes.tell("report", report.to_dict())
+                return report
+            return self._follow(request, engine)
+
+    def _lead(self, request: TrainingRequest, engine: Engine) -> Report:
+        """What one process does, or the first of several."""
         with Workdir(self.folder(request), resume=self.resume) as workdir:
-            engine = Engine(
-                device=self.device,
-                precision=self.precision,
-                strategy=self.strategy,
-                seed=self.seed,
-                checkpoints=workdir.checkpoints,
-                resume=self.resume,
-                display=self.display,
-            )
             store = Store(self.tracking_uri)
             inputs = gather_training(request, self.trainer, seed=self.seed, store=store, folder=workdir.quarantine)
-            fingerprint = inputs.fingerprint | {
-                "method": repr(self.trainer),
-                "policy": repr(self.policy),
-                "seed": str(self.seed),
-                "precision": self.precision,
-            }
+            fingerprint = self._fingerprint(inputs)
             if finished := workdir.finished_report(fingerprint):
                 self.display.say(f"This job is finished already; its report is {finished}.")
+                engine.processes.tell("job", None)
                 return Report.from_dict(json.loads(finished.read_text()))
             run_id = workdir.begin(fingerprint)
             if workdir.interrupted_run:
@@ -116,9 +136,30 @@ class TrainingJob:
             with RunRecorder(store, name=f"{self.trainer.name} {request.register}", run_id=run_id) as recorder:
                 workdir.remember_run(recorder.run_id)
                 engine.recorder = recorder
+                engine.processes.tell("job", fingerprint)
                 report = self._train(request, inputs, engine, store, recorder, workdir)
             workdir.finish()
         return report
+
+    def _follow(self, request: TrainingRequest, engine: Engine) -> Report:
+        """What the other processes do: read the same, work with the first one, write nothing."""
+        fingerprint = engine.processes.hear("job")
+        if fingerprint is not None:
+            with TemporaryDirectory() as folder:
+                store = Store(self.tracking_uri)
+                inputs = gather_training(request, self.trainer, seed=self.seed, store=store, folder=Path(folder))
+                engine.processes.require_same_job(fingerprint, self._fingerprint(inputs))
+                trained = self.trainer.train(inputs.network, inputs.data, engine, monitor=inputs.monitor)
+                inputs.evaluator.measure(trained.network, engine)
+        return Report.from_dict(engine.processes.hear("report"))
+
+    def _fingerprint(self, inputs: TrainingInputs) -> dict[str, str]:
+        return inputs.fingerprint | {
+            "method": repr(self.trainer),
+            "policy": repr(self.policy),
+            "seed": str(self.seed),
+            "precision": self.precision,
+        }
 
     def folder(self, request: TrainingRequest) -> Path:
         """Work directory of the job."""

@@ -27,6 +27,8 @@ def encoder(
     device: options.Device = "auto",
     precision: options.Precision = "32-true",
     strategy: options.Strategy = "auto",
+    devices: options.Devices = None,
+    num_nodes: options.NumNodes = None,
     seed: options.Seed = 0,
     tracking_uri: options.TrackingUri = None,
     format: options.Format = "table",
@@ -47,7 +49,7 @@ def encoder(
     from sanitize.policies import load_policy
     from sanitize.recipes import configure
     from sanitize.sanitizer import Sanitizer
-    from sanitize.training import Display
+    from sanitize.training import Display, first_process
 
     check_outputs(format, output)
     sanitizer = Sanitizer(
@@ -55,6 +57,8 @@ def encoder(
         device=device,
         precision=precision,
         strategy=strategy,
+        devices=devices,
+        num_nodes=num_nodes,
         seed=seed,
         tracking_uri=tracking_uri,
         workdir=workdir,
@@ -79,5 +83,7 @@ def encoder(
 
         return preview(lambda: of_purification(sanitizer, Request(model=model, **asked)), format)
     report = sanitizer.run(model, **asked)
+    if not first_process():
+        raise typer.Exit  # the first one says what there is to say
     emit(report, format, output)
     raise typer.Exit(report.verdict.exit_code)

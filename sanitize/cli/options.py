@@ -39,6 +39,9 @@ ImageSize = Annotated[int | None, typer.Option("--image-size", min=4, metavar="P
 AllowStubbed = Annotated[
     bool, typer.Option("--allow-stubbed", help="Read pickles that name unknown classes, as inert stubs.")
 ]
+SkipUnreadable = Annotated[
+    bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be decoded, and name them.")
+]
 Recipe = Annotated[
     str | None, typer.Option("--recipe", metavar="NAME", help="Settings for a data scale (`sanitize recipes`).")
 ]
@@ -53,6 +56,10 @@ Drill = Annotated[
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Precision = Annotated[str, typer.Option("--precision", help="32-true, bf16-mixed, 16-mixed.")]
 Strategy = Annotated[str, typer.Option("--strategy", help="Lightning Fabric strategy.")]
+Devices = Annotated[
+    int | None, typer.Option("--devices", metavar="N", min=1, help="Processes a machine, one for each GPU; else one.")
+]
+NumNodes = Annotated[int | None, typer.Option("--num-nodes", metavar="N", min=1, help="Machines; else one.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Source of all randomness.")]
 TrackingUri = Annotated[
     str | None,

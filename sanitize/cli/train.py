@@ -40,6 +40,8 @@ def train(
     device: options.Device = "auto",
     precision: options.Precision = "32-true",
     strategy: options.Strategy = "auto",
+    devices: options.Devices = None,
+    num_nodes: options.NumNodes = None,
     seed: options.Seed = 0,
     tracking_uri: options.TrackingUri = None,
     format: options.Format = "table",
@@ -58,7 +60,7 @@ def train(
     from sanitize.cli.output import check_outputs, emit, preview
     from sanitize.recipes import configure
     from sanitize.trainers import trainer_named
-    from sanitize.training import Display
+    from sanitize.training import Display, first_process
     from sanitize.training_inputs import TrainingRequest
     from sanitize.training_job import TrainingJob
 
@@ -68,6 +70,8 @@ def train(
         device=device,
         precision=precision,
         strategy=strategy,
+        devices=devices,
+        num_nodes=num_nodes,
         seed=seed,
         tracking_uri=tracking_uri,
         workdir=workdir,
@@ -91,5 +95,7 @@ def train(
 
         return preview(lambda: of_training(job, request), format)
     report = job.run(request)
+    if not first_process():
+        raise typer.Exit  # the first one says what there is to say
     emit(report, format, output)
     raise typer.Exit(report.verdict.exit_code)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,14 +14,17 @@ from typing import Any, Protocol
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from sanitize.data.batches import batches
 from sanitize.errors import ConfigError, TrainingError
 from sanitize.training.checkpoints import Checkpoints
+from sanitize.training.processes import Processes, Replicas, quiet_launch
 from sanitize.training.progress import Display
 from sanitize.training.recorder import NullRecorder, Recorder
+from sanitize.training.splitting import Split, shared_batch_norms
 
 Loss = Callable[[nn.Module, Tensor, torch.Generator], dict[str, Tensor]]
 """(network, indices of the batch (B,), generator) -> scalar terms; the term called ``loss`` is minimised."""
@@ -61,15 +65,22 @@ class History:
 class Engine:
     """Device, precision, seed, checkpoints and progress of a run, and the loop that uses them.
 
+    With several processes (`devices` times `num_nodes`) every process makes an engine, with the same arguments, and
+    does the same work. All draw the same batches and views; each takes its rows of a batch through the network; the
+    outputs are gathered, so that every process has the loss of the whole batch, and gradients are averaged. The result
+    is that of one process but for the order of sums; `forward` gives the same bits. See docs/scaling.md.
+
     Args:
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         precision: A Lightning Fabric precision: ``32-true``, ``bf16-mixed``, ``16-mixed``, ...
-        strategy: A Lightning Fabric strategy; ``auto`` by default.
+        strategy: A Lightning Fabric strategy; ``auto`` by default. With several processes ``auto`` or ``ddp``.
+        devices: Processes on each machine, each with a device of its own (on the CPU: each with its own threads).
+        num_nodes: Machines.
         seed: Source of all randomness, through `generator`.
-        checkpoints: Where epochs are kept, or None to keep none.
+        checkpoints: Where epochs are kept, or None to keep none. Of several processes the first one keeps them.
         resume: Continue from what an earlier process left in `checkpoints`; bit-identical on the CPU.
         recorder: Told the metrics of each epoch.
-        display: Shows progress.
+        display: Shows progress, of the first process.
         channels_last: Keep networks in the memory format that convolutions are fastest in, also on a CPU (1.1 to
             1.5 times there), where the last bits of results change with it; when left out on CUDA only.
 
@@ -83,6 +94,8 @@ class Engine:
         device: str = "auto",
         precision: str = "32-true",
         strategy: str = "auto",
+        devices: int = 1,
+        num_nodes: int = 1,
         seed: int = 0,
         checkpoints: Path | None = None,
         resume: bool = False,
@@ -90,25 +103,35 @@ class Engine:
         display: Display | None = None,
         channels_last: bool | None = None,
     ) -> None:
+        many = devices * num_nodes > 1
+        if many and strategy not in ("auto", "ddp"):
+            raise ConfigError(f"several processes work with strategy auto or ddp, not {strategy!r}.")
         try:
-            self.fabric = Fabric(
-                accelerator="gpu" if device == "cuda" else device,
-                devices=1,
-                strategy=strategy,
-                precision=precision,  # type: ignore[arg-type]
-            )
-            self.fabric.launch()
+            with quiet_launch():
+                self.fabric = Fabric(
+                    accelerator="gpu" if device == "cuda" else device,
+                    devices=devices,
+                    num_nodes=num_nodes,
+                    strategy=Replicas() if many else strategy,
+                    precision=precision,  # type: ignore[arg-type]
+                )
+                self.fabric.launch()
         except Exception as error:  # Fabric raises ValueError, RuntimeError and its own misconfiguration error
+            asked = f", {devices} device(s) on {num_nodes} machine(s)" if many else ""
             raise ConfigError(
-                f"cannot compute with device {device!r}, precision {precision!r}, strategy {strategy!r}: {error} "
-                "`sanitize doctor` shows what this machine has."
+                f"cannot compute with device {device!r}, precision {precision!r}, strategy {strategy!r}{asked}: "
+                f"{error} `sanitize doctor` shows what this machine has."
             ) from error
+        self.processes = Processes(self.fabric)
         self._channels_last = self.fabric.device.type == "cuda" if channels_last is None else channels_last
         self.seed = seed
         self.settings = {"device": str(self.fabric.device), "precision": precision, "strategy": strategy}
-        self.recorder = recorder or NullRecorder()
-        self.display = display or Display(quiet=True)
-        self._checkpoints = Checkpoints(checkpoints, resume=resume) if checkpoints else None
+        if many:
+            self.settings |= {"devices": str(devices), "num_nodes": str(num_nodes)}
+        first = self.processes.first
+        self.recorder = recorder if recorder and first else NullRecorder()
+        self.display = display if display and first else Display(quiet=True)
+        self._checkpoints = Checkpoints(checkpoints, resume=resume) if checkpoints and first else None
 
     @property
     def device(self) -> torch.device:
@@ -166,7 +189,7 @@ class Engine:
             The history; complete also when the stage was resumed.
 
         Raises:
-            TrainingError: A loss term or a weight is not finite.
+            TrainingError: A loss term or a weight is not finite, or another process failed.
         """
         per_epoch = max(1, images // batch_size if drop_last else math.ceil(images / batch_size))
         total = min(epochs * per_epoch, max_steps or epochs * per_epoch)
@@ -174,11 +197,12 @@ class Engine:
             network.to(memory_format=torch.channels_last)  # convolutions then work, and keep activations, in it
         made = optimizer([parameter for parameter in network.parameters() if parameter.requires_grad])
         schedule = scheduler(made, total) if scheduler else None
-        module, made = self.fabric.setup(network, made)
-        module.train(train_mode)
+        wrapped, made = self.fabric.setup(network, made)
         generator = self.generator(stage)
         history = History()
-        saved = self._checkpoints.load(stage) if self._checkpoints else None
+        with self.processes.together(f"the start of stage {stage}, {total} steps, {images} images"):
+            self.processes.same_network(network)
+            saved = self.processes.same(self._checkpoints.load(stage) if self._checkpoints else None)
         if saved is not None:
             history = _restore(saved, network, made, schedule, generator)
             if companion is not None:
@@ -188,7 +212,10 @@ class Engine:
             torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
             self.recorder.stage(stage),
             self.display.stage(stage, total - history.steps) as progress,
+            self.processes.together(f"stage {stage}"),
+            self._shared(wrapped, network) as module,
         ):
+            module.train(train_mode)
             for number, values in enumerate(history.epochs):
                 self.recorder.metrics(stage, values, number)
             while history.steps < total and history.stopped is None:
@@ -197,16 +224,17 @@ class Engine:
                 prepared: dict[str, float] = {}
                 if companion is not None:
                     module.eval()
-                    prepared = companion.before_epoch(network, generator)
+                    prepared = self._prepare(companion, network, generator)
                     module.train(train_mode)
                 torch.manual_seed(self.generator(f"{stage}/layers/{len(history.epochs)}").initial_seed())
                 for indices in batches(images, batch_size, generator, drop_last=drop_last and images >= batch_size):
                     made.zero_grad(set_to_none=True)
                     terms = loss(module, indices, generator)
                     self.fabric.backward(terms["loss"])
+                    self.processes.average_gradients(network)
                     if clip_norm is not None:
                         # What is not finite is told at the end of the epoch or stage; fp16 skips such a step.
-                        self.fabric.clip_gradients(module, made, max_norm=clip_norm, error_if_nonfinite=False)
+                        self.fabric.clip_gradients(wrapped, made, max_norm=clip_norm, error_if_nonfinite=False)
                     made.step()
                     if schedule is not None:
                         schedule.step()
@@ -219,12 +247,13 @@ class Engine:
                     if history.steps >= total:
                         break
                 values = {name: float(value) / count for name, value in sums.items()} | prepared
+                values = self.processes.same(values)
                 _require_finite(values, stage, len(history.epochs))
                 history.seconds += time.perf_counter() - started
                 if watch is not None:
                     with torch.no_grad():
                         module.eval()
-                        extra, history.stopped = watch(network)
+                        extra, history.stopped = self.processes.same(watch(network))
                         module.train(train_mode)
                     _require_finite(extra, stage, len(history.epochs))
                     values |= extra
@@ -261,11 +290,57 @@ class Engine:
             (count, D) float32 on the CPU.
         """
         network = network.to(self.device).eval()
+        if self.processes.count > 1 and not _draws(network):
+            with self.processes.together(f"a forward pass of {count} images"):
+                return self._forward_together(network, pixels, count, batch_size)
         outputs = []
         for indices in batches(count, batch_size, None):
             with self.fabric.autocast():
                 outputs.append(network(pixels(indices)).float().cpu())
         return torch.cat(outputs)
+
+    def _forward_together(
+        self, network: nn.Module, pixels: Callable[[Tensor], Tensor], count: int, batch_size: int
+    ) -> Tensor:
+        """The batches of one process, dealt out in turns: the bits do not depend on the number of processes."""
+        outputs = []
+        waiting: list[Tensor] = []
+        todo = math.ceil(count / batch_size)
+        for number, indices in enumerate(batches(count, batch_size, None), start=1):
+            waiting.append(pixels(indices))  # all of them in all processes: `pixels` may draw
+            if len(waiting) < self.processes.count and number < todo:
+                continue
+            with self.fabric.autocast():
+                own = network(waiting[min(self.processes.rank, len(waiting) - 1)]).float()
+            rows = max(map(len, waiting))
+            padded = functional.pad(own, [0] * (2 * own.ndim - 1) + [rows - len(own)])
+            outputs += [
+                part[: len(shown)].cpu() for part, shown in zip(self.processes.gather(padded), waiting, strict=False)
+            ]
+            waiting = []
+        return torch.cat(outputs)
+
+    @contextmanager
+    def _shared(self, wrapped: nn.Module, network: nn.Module) -> Iterator[nn.Module]:
+        """What a loss is given: the network, or one that splits its batches among the processes."""
+        if self.processes.count == 1:
+            yield wrapped
+            return
+        split = Split(wrapped, network, self.processes, self.display.say)
+        with shared_batch_norms(network, split):
+            yield split
+
+    def _prepare(self, companion: Companion, network: nn.Module, generator: torch.Generator) -> dict[str, float]:
+        prepared = companion.before_epoch(network, generator)
+        if self.processes.count == 1:
+            return prepared
+        companion.load_state_dict(self.processes.same(companion.state_dict()))
+        return self.processes.same(prepared)
+
+
+def _draws(network: nn.Module) -> bool:
+    """Whether a network draws from a generator of its own, batch by batch."""
+    return any(isinstance(value, torch.Generator) for part in network.modules() for value in vars(part).values())
 
 
 def _require_finite(values: dict[str, float], stage: str, epoch: int) -> None:
