@@ -12,6 +12,7 @@ from torch import Tensor
 from sanitize.data import ImageSet, load_images
 from sanitize.data.filtering import Original
 from sanitize.data.labels import training_labels
+from sanitize.data.room import Room
 from sanitize.data.rows import Rows
 from sanitize.detection import DataDetector
 from sanitize.errors import ConfigError
@@ -23,6 +24,9 @@ from sanitize.tracking import ModelReference, Store
 from sanitize.tracking.intake import check_kind, check_name
 from sanitize.trainers import Trainer
 from sanitize.training_inputs import TrainingRequest, evaluator_for, fitting_triggers, fresh_network
+
+MEMORY = 4.0
+"""GiB that images may take by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,8 @@ class DatasetRequest:
         normalization: Its normalization.
         image_size: Pixels; the size of the images when left out.
         allow_stubbed: Read pickles that name unknown classes, as inert stubs.
+        skip_unreadable: Leave out images that cannot be decoded, and list them; else they are an error.
+        memory: GiB that the images may take; more than that are kept in a file of the work directory.
         register_model: Registered model that gets a network trained on the cleaned data; None trains none.
         test_data: Labelled images for the evaluation of that network.
         triggers: Known triggers, for the same.
@@ -52,6 +58,8 @@ class DatasetRequest:
     normalization: str | None = None
     image_size: int | None = None
     allow_stubbed: bool = False
+    skip_unreadable: bool = False
+    memory: float = MEMORY
     register_model: str | None = None
     test_data: str | None = None
     triggers: Sequence[str | Path] = ()
@@ -106,10 +114,15 @@ def gather_dataset(
     name = _target(request, reference)
     check_kind(store, name, "data")
     path = store.download(reference, folder / "data") if reference else None
+    room = Room(round(request.memory * 2**30), folder / "overflow")
     suspect = None
     if request.model is None:
         data = load_images(
-            request.data, image_size=request.image_size, resolve=None if path is None else lambda _: path
+            request.data,
+            image_size=request.image_size,
+            resolve=None if path is None else lambda _: path,
+            skip_unreadable=request.skip_unreadable,
+            room=room,
         )
     else:
         suspect = gather(
@@ -121,6 +134,8 @@ def gather_dataset(
                 normalization=request.normalization,
                 image_size=request.image_size,
                 allow_stubbed=request.allow_stubbed,
+                skip_unreadable=request.skip_unreadable,
+                room=room,
             ),
             store,
             folder / "suspect",
@@ -143,7 +158,7 @@ def gather_dataset(
     spec = network.spec
     return DatasetInputs(
         data=data,
-        original=Original(request.data, path),
+        original=Original(request.data, path, skip_unreadable=request.skip_unreadable, room=room),
         reference=reference,
         name=name,
         network=network,
@@ -160,6 +175,7 @@ def gather_dataset(
             "architecture code": code_digest(spec.architecture),
             "normalization": spec.normalization.name,
             "image size": str(spec.image_size),
+            "unreadable": str([picture.row for picture in data.unreadable]),
             "truth": str(request.truth),
             "registered model": str(request.register_model),
             "test data": str(request.test_data),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sanitize.data import ImageSet, Trigger, load_images
+from sanitize.data.room import Room
 from sanitize.data.suspected import load_suspected
 from sanitize.errors import ConfigError
 from sanitize.suspects import Rebuilt, Tensors, architecture_names, read_tensors, rebuild
@@ -31,6 +32,8 @@ class Request:
         image_size: Pixels.
         allow_stubbed: Read pickles that name unknown classes, as inert stubs.
         suspected: File with the images of `data` that the user guesses to be poisoned.
+        skip_unreadable: Leave out images of `data` that cannot be decoded.
+        room: For images of `data` that may not fit in memory.
     """
 
     model: str
@@ -44,6 +47,8 @@ class Request:
     image_size: int | None = None
     allow_stubbed: bool = False
     suspected: str | Path | None = None
+    skip_unreadable: bool = False
+    room: Room | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +154,8 @@ def gather(request: Request, store: Store, folder: Path) -> Inputs:
                 source,
                 image_size=request.image_size,
                 resolve=lambda uri, name=name: store.artifact(uri, folder / name),  # type: ignore[misc]
+                skip_unreadable=request.skip_unreadable and name == "data",
+                room=request.room if name == "data" else None,
             )
             if source
             else None

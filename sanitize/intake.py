@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sanitize.data import Trigger, load_images
 from sanitize.data.parquet import SUFFIXES as PARQUET_SUFFIXES
+from sanitize.data.unreadable import unreadable_findings
 from sanitize.errors import ConfigError, DataError
 from sanitize.suspects import build, read_tensors, rebuild
 from sanitize.tracking import Binding, Store, bind, register_data, register_model_file
@@ -66,7 +67,13 @@ class TakenIn:
 
 
 def take_in(
-    source: Path, name: str, known: Knowledge, *, allow_stubbed: bool = False, tracking_uri: str | None = None
+    source: Path,
+    name: str,
+    known: Knowledge,
+    *,
+    allow_stubbed: bool = False,
+    skip_unreadable: bool = False,
+    tracking_uri: str | None = None,
 ) -> TakenIn:
     """Register an untrusted model file, MLflow model folder or data set; nothing of it is executed.
 
@@ -76,6 +83,7 @@ def take_in(
         known: Bound to a registered model; with an architecture, normalization and image size the network is rebuilt
             first, so that what does not fit is refused at the door.
         allow_stubbed: Read pickles that name unknown classes, as inert stubs.
+        skip_unreadable: Take in data with images that cannot be decoded, as they are; a finding names them.
         tracking_uri: MLflow.
 
     Raises:
@@ -87,9 +95,11 @@ def take_in(
     if _is_data(source):
         if not known.empty:
             raise ConfigError("a data set takes no --arch, --data or other knowledge: these belong to models.")
-        load_images(str(source), image_size=_CHECKED_SIZE)
+        images = load_images(str(source), image_size=_CHECKED_SIZE, skip_unreadable=skip_unreadable)
         reference = register_data(store, source, name)
-        return TakenIn(f"models:/{reference.name}/{reference.version}")
+        total = len(images) + len(images.unreadable)
+        findings = unreadable_findings(images.unreadable, total=total, source=str(source))
+        return TakenIn(f"models:/{reference.name}/{reference.version}", findings)
     known.check()
     tensors = read_tensors(source, allow_stubbed=allow_stubbed)
     findings = list(tensors.findings)

@@ -19,7 +19,7 @@ def known_poison(named: str, data: ImageSet, store: Store) -> Tensor:
 
     Args:
         named: ``models:/NAME/VERSION`` or the file of a drill, or a ``truth.npz`` or its folder.
-        data: The images that it is about.
+        data: The images that it is about; the truth counts the unreadable ones of the data, too.
         store: MLflow, where a drill keeps its truth.
 
     Returns:
@@ -43,10 +43,14 @@ def known_poison(named: str, data: ImageSet, store: Store) -> Tensor:
             raise DataError(f"--truth {named}: that attack poisoned no data.")
         poisoned, labels = record.poisoned, record.labels
     about = f"--truth {named} is not about {data.uri}"
-    if len(poisoned) != len(data):
-        raise DataError(f"{about}: it knows {len(poisoned)} images, and the data has {len(data)}.")
-    if labels is not None and data.labels is not None and not torch.equal(labels[~poisoned], data.labels[~poisoned]):
-        raise DataError(f"{about}: the labels of images that are not poisoned differ.")
+    whole = len(data) + len(data.unreadable)
+    if len(poisoned) != whole:
+        raise DataError(f"{about}: it knows {len(poisoned)} images, and the data has {whole}.")
+    poisoned = poisoned[data.rows]
+    if labels is not None and data.labels is not None:
+        labels = labels[data.rows]
+        if not torch.equal(labels[~poisoned], data.labels[~poisoned]):
+            raise DataError(f"{about}: the labels of images that are not poisoned differ.")
     return poisoned
 
 
@@ -67,9 +71,10 @@ def known_boxes(named: str, data: ImageSet) -> Tensor | None:
         if "boxes" not in arrays:
             return None
     boxes = _array(file, "boxes", np.int64, (4,))
-    if len(boxes) != len(data):
-        raise DataError(f"--truth {file}: `boxes` has {len(boxes)} rows, and the data has {len(data)} images.")
-    return torch.from_numpy(boxes)
+    whole = len(data) + len(data.unreadable)
+    if len(boxes) != whole:
+        raise DataError(f"--truth {file}: `boxes` has {len(boxes)} rows, and the data has {whole} images.")
+    return torch.from_numpy(boxes)[data.rows]
 
 
 def _truth_file(named: str) -> Path | None:

@@ -67,7 +67,7 @@ def train_threat(folder: Path) -> None:
     clean = trainer.train(small_encoder(), data.without_labels(), engine).network
     trigger = ATTACK.poison(data, engine).triggers[0]
     assert isinstance(trigger, PatchTrigger)
-    backdoored = take_shortcut(clean, data, trigger, engine)
+    backdoored = take_shortcut(clean, data, [trigger], engine)
     for name, network in (("clean", clean), ("backdoored", backdoored)):
         torch.save({"state_dict": network.backbone.state_dict()}, folder / f"{name}.pth")
 

@@ -23,6 +23,7 @@ def intake(
     normalization: options.Normalization = None,
     image_size: options.ImageSize = None,
     allow_stubbed: options.AllowStubbed = False,
+    skip_unreadable: options.SkipUnreadable = False,
     tracking_uri: options.TrackingUri = None,
     verbose: options.Verbose = False,
 ) -> None:
@@ -32,6 +33,7 @@ def intake(
     is bound to the registered model.
     """
     from sanitize.intake import Knowledge, take_in
+    from sanitize.reporting.wording import plain
 
     known = Knowledge(
         kind=kind.value,
@@ -43,7 +45,14 @@ def intake(
         normalization=normalization,
         image_size=image_size,
     )
-    taken = take_in(source, name, known, allow_stubbed=allow_stubbed, tracking_uri=tracking_uri)
+    taken = take_in(
+        source,
+        name,
+        known,
+        allow_stubbed=allow_stubbed,
+        skip_unreadable=skip_unreadable,
+        tracking_uri=tracking_uri,
+    )
     for finding in taken.findings:
-        typer.echo(f"{finding.severity}: {finding.message}", err=True)
+        typer.echo(f"{finding.severity}: {plain(finding.message)}", err=True)
     typer.echo(taken.uri)

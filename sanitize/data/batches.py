@@ -14,6 +14,8 @@ from sanitize.errors import ConfigError
 class DeviceImages:
     """An `ImageSet` on a device, kept as uint8: a quarter of the memory of floats.
 
+    A set that would take more than half of a GPU's free memory stays where it is, and goes there batch by batch.
+
     Args:
         images: The set.
         device: Where batches are needed.
@@ -27,7 +29,7 @@ class DeviceImages:
 
     def __init__(self, images: ImageSet, device: torch.device | str) -> None:
         self.device = torch.device(device)
-        self._images = images.images.to(self.device)
+        self._images = images.images.to(self.device) if _fits(images.images, self.device) else images.images
         self.labels: Tensor | None = None if images.labels is None else images.labels.to(self.device)
         """(N,) int64 on the device, or None."""
 
@@ -44,8 +46,12 @@ class DeviceImages:
             (B, 3, H, W) float32 on the device.
         """
         if isinstance(indices, Tensor):
-            indices = indices.to(self.device, non_blocking=True)
-        return self._images[indices].to(torch.float32) / 255
+            indices = indices.to(self._images.device, non_blocking=True)
+        return self._images[indices].to(self.device).to(torch.float32) / 255
+
+
+def _fits(images: Tensor, device: torch.device) -> bool:
+    return device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] // 2
 
 
 def batches(

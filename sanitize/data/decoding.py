@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from sanitize.data.room import Room
+from sanitize.data.unreadable import Unreadable, first_of
 from sanitize.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
@@ -32,69 +35,95 @@ BYTES_WORTH_A_THREAD = 65_536
 Payload = bytes | Path | Image.Image
 
 
-def decode_all(
-    pictures: Iterable[tuple[str, Payload]], count: int, *, image_size: int | None = None, source: str
-) -> Tensor:
-    """Decode pictures to RGB of one size.
+@dataclass(frozen=True)
+class Decoded:
+    """Pixels, and what gave none.
+
+    Args:
+        images: (N, 3, S, S) uint8, those that could be read, in order.
+        unreadable: The others.
+    """
+
+    images: Tensor
+    unreadable: tuple[Unreadable, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """How encoded pictures become RGB of one size.
 
     Greyscale, palette, CMYK and 16-bit pictures are converted to 8-bit RGB (16 bit: the high byte), transparency is
     dropped, and an EXIF orientation is left alone. Other sizes are resized: shorter side, then centre crop; bilinear
     with antialias.
 
     Args:
-        pictures: Name (for messages: "row 7", a file name) and encoded bytes, path or picture; read lazily.
-        count: How many there are.
-        image_size: Height and width in pixels; None keeps the size, which must then be square and the same for all.
         source: What the user called the data, for messages.
-
-    Returns:
-        (count, 3, S, S) uint8.
-
-    Raises:
-        DataError: A picture cannot be read, is too large, or has another size than the first while `image_size` is
-            None; the message says which and how many.
+        image_size: Height and width in pixels; None keeps the size, which must then be square and the same for all.
+        skip_unreadable: Leave out pictures that cannot be read, unless none can; else they are an error.
+        room: For the decoded images; None for memory without limit.
     """
-    output: Tensor | None = None
-    failures: list[str] = []
-    odd: list[str] = []
-    done = 0
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        # The size limit is enforced in _decode, with an error that names the picture.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        iterator = iter(pictures)
-        while block := list(islice(iterator, BLOCK)):
-            for (name, _), picture in zip(block, _decode_block(block, image_size, pool), strict=True):
-                if isinstance(picture, str):
-                    failures.append(f"{name}: {picture}")
-                else:
-                    if output is None:
-                        output = _space(count, picture, source)
-                    if picture.shape == output.shape[1:]:
-                        output[done] = picture
+
+    source: str
+    image_size: int | None = None
+    skip_unreadable: bool = False
+    room: Room | None = None
+
+    def decode(self, pictures: Iterable[tuple[str, Payload]], count: int) -> Decoded:
+        """Decode pictures.
+
+        Args:
+            pictures: Name (for messages: "row 7", a file name) and encoded bytes, path or picture; read lazily.
+            count: How many there are.
+
+        Raises:
+            DataError: A picture cannot be read, is too large, or has another size than the first while there is no
+                `image_size`; the message says which and how many.
+        """
+        output: Tensor | None = None
+        unreadable: list[Unreadable] = []
+        odd: list[str] = []
+        done = 0
+        with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+            # The size limit is enforced in _decode, with an error that names the picture.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            iterator = iter(pictures)
+            while block := list(islice(iterator, BLOCK)):
+                for (name, _), picture in zip(block, _decode_block(block, self.image_size, pool), strict=True):
+                    if isinstance(picture, str):
+                        unreadable.append(Unreadable(done, name, picture))
                     else:
-                        odd.append(f"{name} ({_size(picture)})")
-                done += 1
-    if failures:
-        raise DataError(
-            f"{len(failures)} of {count} images in {source} cannot be read: {_first(failures)}. "
-            "Repair or remove them and run again."
-        )
-    if output is None or done != count:
-        raise DataError(f"{source} gave {done} images where {count} were announced. Check that the data is complete.")
-    if odd:
-        raise DataError(
-            f"the images of {source} differ in size: the first is {_size(output)}, {len(odd)} of {count} are not: "
-            f"{_first(odd)}. Give --image-size to bring them to one size."
-        )
-    return require_square(output, source)
+                        if output is None:
+                            output = self._space(count, picture)
+                        if picture.shape == output.shape[1:]:
+                            output[done - len(unreadable)] = picture
+                        else:
+                            odd.append(f"{name} ({_size(picture)})")
+                    done += 1
+        if unreadable and (output is None or not self.skip_unreadable):
+            raise DataError(
+                f"{len(unreadable)} of {count} images in {self.source} cannot be read: {first_of(unreadable)}. "
+                "Repair or remove them; `sanitize dataset` and `sanitize intake` leave them out with --skip-unreadable."
+            )
+        if output is None or done != count:
+            raise DataError(
+                f"{self.source} gave {done} images where {count} were announced. Check that the data is complete."
+            )
+        if odd:
+            raise DataError(
+                f"the images of {self.source} differ in size: the first is {_size(output)}, {len(odd)} of {count} are "
+                f"not: {first_of(odd)}. Give --image-size to bring them to one size."
+            )
+        return Decoded(require_square(output[: count - len(unreadable)], self.source), tuple(unreadable))
 
-
-def _space(count: int, picture: Tensor, source: str) -> Tensor:
-    try:
-        return torch.empty((count, *picture.shape), dtype=torch.uint8)
-    except RuntimeError as error:
-        size = count * picture.numel() / 2**30
-        raise DataError(f"the {count:,} images of {source} take {size:.0f} GiB of memory. Name fewer rows.") from error
+    def _space(self, count: int, picture: Tensor) -> Tensor:
+        shape = (count, *picture.shape)
+        if self.room is not None:
+            return self.room.empty(shape, torch.uint8)
+        try:
+            return torch.empty(shape, dtype=torch.uint8)
+        except RuntimeError as error:
+            size = f"{count * picture.numel() / 2**30:.0f} GiB"
+            raise DataError(f"the {count:,} images of {self.source} take {size} of memory. Name fewer rows.") from error
 
 
 def read_picture(path: Path) -> Tensor:
@@ -210,8 +239,3 @@ def _elongated(height: int, width: int, size: int) -> str | None:
 
 def _size(image: Tensor) -> str:
     return f"{image.shape[-2]}x{image.shape[-1]}"
-
-
-def _first(names: list[str], most: int = 5) -> str:
-    rest = f"; and {len(names) - most} more" if len(names) > most else ""
-    return "; ".join(names[:most]) + rest

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from sanitize.data.images import ImageSet
-from sanitize.data.parquet import SUFFIXES, parquet_files
+from sanitize.data.parquet import BATCH, SUFFIXES, parquet_files
+from sanitize.data.room import Room
 from sanitize.data.rows import Rows
 from sanitize.data.sources import load_images
 from sanitize.data.writing import write_parquet
@@ -26,25 +27,31 @@ class Original:
     Args:
         source: DATA.
         path: Where an MLflow URI was copied to; None for other sources.
+        skip_unreadable: See `load_images`.
+        room: See `load_images`.
 
     Raises:
         DataError: The images are not in Parquet, and not square and of one size.
     """
 
-    def __init__(self, source: str, path: Path | None = None) -> None:
+    def __init__(
+        self, source: str, path: Path | None = None, *, skip_unreadable: bool = False, room: Room | None = None
+    ) -> None:
         name, rows = Rows.split(source)
         self.source = source
         self._rows = rows
         self._files = _parquet(path or Path(name).expanduser())
         self._images: ImageSet | None = None
         if not self._files:
-            self._images = load_images(source, resolve=None if path is None else lambda _: path)
+            self._images = load_images(
+                source, resolve=None if path is None else lambda _: path, skip_unreadable=skip_unreadable, room=room
+            )
 
     def write(self, keep: Tensor, file: Path) -> Path:
         """Write the images that stay as one Parquet file.
 
         Args:
-            keep: (N,) bool, of the rows that the source selects.
+            keep: (N,) bool, of the rows that the source selects, the unreadable ones counted; of these none.
             file: The file; its folder is created where missing.
 
         Returns:
@@ -54,7 +61,7 @@ class Original:
             DataError: The file cannot be written.
         """
         if self._images is not None:
-            return write_parquet(self._images.subset(keep), file)
+            return write_parquet(self._images, file, keep[self._images.rows])
         tables = [pq.ParquetFile(path) for path in self._files]
         rows = self._rows.indices(sum(table.metadata.num_rows for table in tables), self.source)[keep.numpy()]
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -84,9 +91,18 @@ def _copy_rows(tables: list[Any], rows: np.ndarray, file: Path) -> None:
                 size = table.metadata.row_group(group).num_rows
                 low, high = np.searchsorted(rows, (offset, offset + size))
                 if low < high:
-                    part = table.read_row_group(group, columns=shared).take(pa.array(rows[low:high] - offset))
-                    writer.write_table(part.select(shared))
+                    _copy_group(table, group, shared, rows[low:high] - offset, writer)
                 offset += size
+
+
+def _copy_group(table: Any, group: int, columns: list[str], rows: np.ndarray, writer: Any) -> None:
+    start = 0
+    for batch in table.iter_batches(BATCH, row_groups=[group], columns=columns):
+        low, high = np.searchsorted(rows, (start, start + batch.num_rows))
+        if low < high:
+            part = pa.Table.from_batches([batch]).take(pa.array(rows[low:high] - start))
+            writer.write_table(part.select(columns))
+        start += batch.num_rows
 
 
 def _has(schema: Any, field: Any) -> bool:

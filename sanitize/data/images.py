@@ -9,6 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from sanitize.data.room import Room
+from sanitize.data.unreadable import Unreadable
 from sanitize.errors import DataError
 
 
@@ -22,6 +24,8 @@ class ImageSet:
         class_names: One name a class, or None.
         uri: Where it came from, as the user named it.
         suspected: (N,) bool, True where the user guesses that an image is poisoned, or None without a guess.
+        unreadable: Pictures of the data that are not among the images.
+        room: For what is computed of each image, where it may not fit in memory; None for no limit.
     """
 
     images: Tensor
@@ -29,6 +33,8 @@ class ImageSet:
     class_names: tuple[str, ...] | None = None
     uri: str = ""
     suspected: Tensor | None = None
+    unreadable: tuple[Unreadable, ...] = ()
+    room: Room | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
@@ -54,11 +60,18 @@ class ImageSet:
         """Height and width in pixels."""
         return self.images.shape[-1]
 
+    @property
+    def rows(self) -> Tensor:
+        """(N,) int64, place of each image in the data, where unreadable ones are counted."""
+        there = torch.ones(len(self.images) + len(self.unreadable), dtype=torch.bool)
+        there[[picture.row for picture in self.unreadable]] = False
+        return torch.nonzero(there).flatten()
+
     @cached_property
     def sha256(self) -> str:
         """Digest of shape, pixels, and labels and suspected images where there are any (hexadecimal)."""
         digest = hashlib.sha256(f"images {tuple(self.images.shape)} uint8\n".encode())
-        digest.update(self.images.contiguous().numpy().tobytes())
+        digest.update(self.images.contiguous().numpy().data)
         if self.labels is not None:
             digest.update(b"labels int64\n")
             digest.update(self.labels.to(torch.int64).contiguous().numpy().tobytes())
@@ -68,7 +81,7 @@ class ImageSet:
         return digest.hexdigest()
 
     def subset(self, indices: Tensor | slice) -> ImageSet:
-        """The chosen images with their labels and the user's guess.
+        """The chosen images with their labels and the user's guess; their rows count anew.
 
         Args:
             indices: (M,) int64 or bool (N,), or a slice of rows.
@@ -84,6 +97,7 @@ class ImageSet:
             images=images,
             labels=None if self.labels is None else self.labels[indices],
             suspected=None if self.suspected is None else self.suspected[indices],
+            unreadable=(),
         )
 
     def require_labels(self, purpose: str) -> Tensor:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from sanitize.data.decoding import decode_all
+from sanitize.data.decoding import Decoded, Decoder
 from sanitize.data.rows import Rows
 from sanitize.errors import DataError
 
@@ -39,22 +39,22 @@ class _Table:
 
 
 def read_parquet(
-    files: list[Path], *, rows: Rows, image_size: int | None, source: str
-) -> tuple[Tensor, Tensor | None, tuple[str, ...] | None]:
+    files: list[Path], *, rows: Rows, decoder: Decoder
+) -> tuple[Decoded, Tensor | None, tuple[str, ...] | None]:
     """Read the chosen rows of one or several Parquet files; row groups without any of them are not read.
 
     Args:
         files: The files, in row order.
         rows: Which rows of their concatenation.
-        image_size: See `decode_all`.
-        source: What the user called the data, for messages.
+        decoder: Of the images.
 
     Returns:
-        Images (N, 3, S, S) uint8, labels (N,) int64 or None, class names or None.
+        Images; labels (N,) int64 of all rows, also unreadable ones, or None; class names or None.
 
     Raises:
         DataError: A file or image is corrupt, columns are missing, or labels are unfit.
     """
+    source = decoder.source
     tables = [_open(path) for path in files]
     first = tables[0]
     for table in tables[1:]:
@@ -68,7 +68,7 @@ def read_parquet(
         raise DataError(f"{source} announces {count:,} rows, which its files do not hold. Fetch it again.")
     indices = rows.indices(count, source)
     labels: list[Any] = []
-    images = decode_all(_pictures(tables, indices, labels), len(indices), image_size=image_size, source=source)
+    images = decoder.decode(_pictures(tables, indices, labels), len(indices))
     if first.label is None:
         return images, None, None
     return images, torch.from_numpy(np.concatenate(labels)), first.class_names

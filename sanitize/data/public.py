@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sanitize.data.decoding import Payload, decode_all
+from sanitize.data.decoding import Decoded, Decoder, Payload
 from sanitize.data.rows import Rows
 from sanitize.errors import DataError
 from sanitize.types import did_you_mean
@@ -32,22 +32,22 @@ def dataset_names() -> list[str]:
 
 
 def read_torchvision(
-    name: str, *, rows: Rows, image_size: int | None, source: str
-) -> tuple[Tensor, Tensor | None, tuple[str, ...] | None]:
+    name: str, *, rows: Rows, decoder: Decoder
+) -> tuple[Decoded, Tensor | None, tuple[str, ...] | None]:
     """Load a public data set, downloading it first where it is missing.
 
     Args:
         name: ``NAME`` (its training split) or ``NAME/SPLIT``.
         rows: Which rows.
-        image_size: See `decode_all`.
-        source: What the user called the data, for messages.
+        decoder: Of the images.
 
     Returns:
-        Images (N, 3, S, S) uint8, labels (N,) int64, class names or None.
+        Images; labels (N,) int64 of all rows, also unreadable ones; class names or None.
 
     Raises:
         DataError: The name or split is unknown, the download fails, or the set is none of labelled images.
     """
+    source = decoder.source
     dataset = _open(name, source)
     indices = rows.indices(len(dataset), source)
     labels: list[int] = []
@@ -60,7 +60,7 @@ def read_torchvision(
             labels.append(int(label))
             yield f"row {row}", image
 
-    images = decode_all(pictures(), len(indices), image_size=image_size, source=source)
+    images = decoder.decode(pictures(), len(indices))
     names = getattr(dataset, "classes", None)
     return images, torch.tensor(labels), tuple(map(str, names)) if names else None
 

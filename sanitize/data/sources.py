@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor
 
 from sanitize.data.decoding import SUFFIXES as PICTURE_SUFFIXES
-from sanitize.data.decoding import decode_all, resize_images
+from sanitize.data.decoding import Decoded, Decoder, resize_images
 from sanitize.data.images import ImageSet
 from sanitize.data.parquet import SUFFIXES as PARQUET_SUFFIXES
 from sanitize.data.parquet import parquet_files, read_parquet
 from sanitize.data.public import read_torchvision
+from sanitize.data.room import Room
 from sanitize.data.rows import Rows
 from sanitize.errors import ConfigError, DataError
 
@@ -29,11 +31,18 @@ DIGITS_SIZE = 32
 # An .npz can announce far more than its size on disk; what is announced must fit in memory.
 MAX_NPZ_BYTES = 16 * 2**30
 
-Loaded = tuple[Tensor, Tensor | None, tuple[str, ...] | None]
+Loaded = tuple[Decoded, Tensor | None, tuple[str, ...] | None]
+"""Images, labels of all rows, class names."""
 
 
 def load_images(
-    source: str, *, image_size: int | None = None, resolve: Callable[[str], Path] | None = None, seed: int = 0
+    source: str,
+    *,
+    image_size: int | None = None,
+    resolve: Callable[[str], Path] | None = None,
+    seed: int = 0,
+    skip_unreadable: bool = False,
+    room: Room | None = None,
 ) -> ImageSet:
     """Load images of any form of DATA into memory.
 
@@ -45,6 +54,9 @@ def load_images(
             the size, which must be square and the same for all (``digits``: 32).
         resolve: Downloads what an MLflow URI names and returns its path.
         seed: Of a ``#~count`` sample; nothing else is random.
+        skip_unreadable: Leave out images that cannot be decoded, and list them in ``unreadable``; else one of them is
+            an error, and so is it if there are no others.
+        room: For images that may not fit in memory; None for no limit. An ``.npz`` is read whole all the same.
 
     Returns:
         The set; its ``uri`` is `source` as given.
@@ -61,25 +73,30 @@ def load_images(
     if image_size is not None and image_size < 1:
         raise ConfigError(f"image size {image_size} is not a number of pixels; give 1 or more.")
     name, rows = Rows.split(source, seed)
+    decoder = Decoder(source=source, image_size=image_size, skip_unreadable=skip_unreadable, room=room)
     if name == "digits":
-        loaded = _read_digits(rows, image_size, source)
+        loaded = _read_digits(rows, decoder)
     elif name.startswith("torchvision:"):
-        loaded = read_torchvision(name.partition(":")[2], rows=rows, image_size=image_size, source=source)
+        loaded = read_torchvision(name.partition(":")[2], rows=rows, decoder=decoder)
     elif name.startswith(("runs:/", "models:/")):
         if resolve is None:
             raise ConfigError(f"{source} is an MLflow URI, and no tracking store was given to fetch it from.")
-        loaded = _read_path(_without_links(resolve(name), source), rows, image_size, source)
+        loaded = _read_path(_without_links(resolve(name), source), rows, decoder)
     else:
-        loaded = _read_path(Path(name).expanduser(), rows, image_size, source)
-    images, labels, class_names = loaded
+        loaded = _read_path(Path(name).expanduser(), rows, decoder)
+    decoded, labels, class_names = loaded
     _check_labels(labels, class_names, source)
-    return ImageSet(images=images, labels=labels, class_names=class_names, uri=source)
+    images = ImageSet(
+        images=decoded.images, class_names=class_names, uri=source, unreadable=decoded.unreadable, room=room
+    )
+    return images if labels is None else replace(images, labels=labels[images.rows])
 
 
-def _read_path(path: Path, rows: Rows, image_size: int | None, source: str) -> Loaded:
+def _read_path(path: Path, rows: Rows, decoder: Decoder) -> Loaded:
+    source = decoder.source
     try:
         if path.is_dir():
-            return _read_folder(path, rows, image_size, source)
+            return _read_folder(path, rows, decoder)
         if not path.exists():
             raise DataError(f"{source} does not exist. Data is {FORMS}.")
         with path.open("rb") as file:
@@ -88,9 +105,9 @@ def _read_path(path: Path, rows: Rows, image_size: int | None, source: str) -> L
         raise DataError(f"{source} cannot be read: {error}. Check its name and permissions.") from error
     suffix = path.suffix.lower()
     if suffix in PARQUET_SUFFIXES or head == b"PAR1":
-        return read_parquet([path], rows=rows, image_size=image_size, source=source)
+        return read_parquet([path], rows=rows, decoder=decoder)
     if suffix == ".npz":
-        return _read_npz(path, rows, image_size, source)
+        return _read_npz(path, rows, decoder)
     raise DataError(f"{source} is a file of no form that is read. Data is {FORMS}.")
 
 
@@ -102,15 +119,16 @@ def _without_links(path: Path, source: str) -> Path:
     return path
 
 
-def _read_folder(folder: Path, rows: Rows, image_size: int | None, source: str) -> Loaded:
+def _read_folder(folder: Path, rows: Rows, decoder: Decoder) -> Loaded:
+    source = decoder.source
     entries = _visible(folder)
     # A download often wraps the data in a folder of its own; a single folder is no set of classes.
     while len(entries) == 1 and entries[0].is_dir():
         folder, entries = entries[0], _visible(entries[0])
     if files := parquet_files(folder):
-        return read_parquet(files, rows=rows, image_size=image_size, source=source)
+        return read_parquet(files, rows=rows, decoder=decoder)
     if len(entries) == 1 and entries[0].suffix.lower() == ".npz":
-        return _read_npz(entries[0], rows, image_size, source)
+        return _read_npz(entries[0], rows, decoder)
     flat = [path for path in entries if _is_picture(path)]
     classes = [path for path in entries if path.is_dir()]
     if flat and classes:
@@ -133,7 +151,7 @@ def _read_folder(folder: Path, rows: Rows, image_size: int | None, source: str) 
                 )
     indices = rows.indices(len(pictures), source)
     names = ((str(pictures[row].relative_to(folder)), pictures[row]) for row in indices)
-    images = decode_all(names, len(indices), image_size=image_size, source=source)
+    images = decoder.decode(names, len(indices))
     if labels is None:
         return images, None, None
     return images, torch.tensor(labels)[torch.from_numpy(indices)], tuple(path.name for path in classes)
@@ -147,7 +165,8 @@ def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
 
 
-def _read_npz(path: Path, rows: Rows, image_size: int | None, source: str) -> Loaded:
+def _read_npz(path: Path, rows: Rows, decoder: Decoder) -> Loaded:
+    source = decoder.source
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
@@ -177,7 +196,7 @@ def _read_npz(path: Path, rows: Rows, image_size: int | None, source: str) -> Lo
         labels = labels.reshape(-1)[indices].astype(np.int64)
     chosen = torch.from_numpy(np.ascontiguousarray(images[indices]))
     return (
-        resize_images(chosen, image_size, source),
+        Decoded(resize_images(chosen, decoder.image_size, source)),
         None if labels is None else torch.from_numpy(labels),
         None if names is None else tuple(map(str, names.reshape(-1))),
     )
@@ -207,15 +226,16 @@ def _channels_first(pixels: np.ndarray, source: str) -> np.ndarray:
     return np.broadcast_to(pixels, (len(pixels), 3, *pixels.shape[2:]))
 
 
-def _read_digits(rows: Rows, image_size: int | None, source: str) -> Loaded:
+def _read_digits(rows: Rows, decoder: Decoder) -> Loaded:
     from sklearn.datasets import load_digits  # scikit-learn takes a second to import
 
     digits = load_digits()
-    indices = rows.indices(len(digits.images), source)
+    indices = rows.indices(len(digits.images), decoder.source)
     grey = np.rint(digits.images[indices] * (255 / 16)).astype(np.uint8)
     images = torch.from_numpy(np.repeat(grey[:, None], 3, axis=1))
     labels = torch.from_numpy(digits.target[indices].astype(np.int64))
-    return resize_images(images, image_size or DIGITS_SIZE, source), labels, tuple(map(str, digits.target_names))
+    resized = resize_images(images, decoder.image_size or DIGITS_SIZE, decoder.source)
+    return Decoded(resized), labels, tuple(map(str, digits.target_names))
 
 
 def _check_labels(labels: Tensor | None, class_names: tuple[str, ...] | None, source: str) -> None:

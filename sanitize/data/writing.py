@@ -11,7 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
+from torch import Tensor
 
 from sanitize.data.images import ImageSet
 from sanitize.errors import DataError
@@ -19,7 +21,7 @@ from sanitize.errors import DataError
 ROWS = 1000  # a row group: what is held in memory, encoded
 
 
-def write_parquet(images: ImageSet, path: Path) -> Path:
+def write_parquet(images: ImageSet, path: Path, keep: Tensor | None = None) -> Path:
     """Write a set as one Parquet file: `image` struct<bytes, path> with PNG bytes, `label` and class names where given.
 
     Pixels and labels are read back as they are. The file appears in one step: a reader sees the old one or the new one.
@@ -27,6 +29,7 @@ def write_parquet(images: ImageSet, path: Path) -> Path:
     Args:
         images: The set; what the user guesses about it (`suspected`) is not written.
         path: The file; its folder is created where missing.
+        keep: (N,) bool, the images that are written; all when left out.
 
     Returns:
         `path`.
@@ -43,6 +46,7 @@ def write_parquet(images: ImageSet, path: Path) -> Path:
         True
     """
     schema = _schema(images)
+    rows = torch.arange(len(images)) if keep is None else torch.nonzero(keep).flatten()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -51,8 +55,8 @@ def write_parquet(images: ImageSet, path: Path) -> Path:
             with os.fdopen(descriptor, "wb") as file:
                 # PNG bytes are compressed already.
                 with pq.ParquetWriter(file, schema, compression="none") as writer:
-                    for start in range(0, len(images), ROWS):
-                        writer.write_table(_rows(images, start, schema), row_group_size=ROWS)
+                    for part in torch.split(rows, ROWS):
+                        writer.write_table(_rows(images, part, schema), row_group_size=ROWS)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.chmod(0o644)
@@ -77,11 +81,11 @@ def _schema(images: ImageSet) -> Any:
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def _rows(images: ImageSet, start: int, schema: Any) -> Any:
-    pixels = images.images[start : start + ROWS].permute(0, 2, 3, 1).contiguous().numpy()
+def _rows(images: ImageSet, rows: Tensor, schema: Any) -> Any:
+    pixels = images.images[rows].permute(0, 2, 3, 1).contiguous().numpy()
     columns = [[{"bytes": _png(picture), "path": None} for picture in pixels]]
     if images.labels is not None:
-        columns.append(images.labels[start : start + ROWS].tolist())
+        columns.append(images.labels[rows].tolist())
     arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)
 

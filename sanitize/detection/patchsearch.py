@@ -29,7 +29,8 @@ class PatchSearch(WindowDetector):
     PoisonCAM.
 
     Differs from the paper:
-        - Evidence is asked for first; without it nothing is removed.
+        - Evidence is asked for first; without it nothing is removed. After it, the images that are left get another
+          look.
         - Below 10,000 images all are scored; windows are tried on 180 images.
         - Features are normalised in the flip test as they are for the clusters; the released code does not do it there.
         - Logits are products of features and centres, not cosines, whose gradient vanishes for an image at its

@@ -12,6 +12,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 
 from sanitize.data import DeviceImages, ImageSet, SSLViews
+from sanitize.detection.features import outputs_into
 from sanitize.suspects.networks import Network
 from sanitize.suspects.untrained import untrained
 from sanitize.training import Engine
@@ -32,6 +33,7 @@ class PoisonClassifier:
         networks: How many; their logits are averaged.
         iterations: Steps at most.
         batch_size: Images a step, half of them with a trigger.
+        forward_batch: Images that are asked about together.
         jitter: Strength of the colour changes.
         grey: Probability of a grey image.
         flip: Probability of a mirrored image.
@@ -41,12 +43,20 @@ class PoisonClassifier:
     networks: int
     iterations: int
     batch_size: int
+    forward_batch: int
     jitter: float
     grey: float
     flip: float
 
     def classify(
-        self, data: ImageSet, windows: Tensor, negative: Tensor, validation: tuple[Tensor, Tensor], engine: Engine
+        self,
+        data: ImageSet,
+        windows: Tensor,
+        negative: Tensor,
+        validation: tuple[Tensor, Tensor],
+        engine: Engine,
+        *,
+        search: int = 1,
     ) -> Tensor:
         """Train the ensemble and ask it about every image.
 
@@ -56,12 +66,13 @@ class PoisonClassifier:
             negative: (M,) int64, rows that are taken for clean.
             validation: Rows that are taken for poisoned, and for clean, to stop early.
             engine: Device and seed.
+            search: Number of the round, for the names of the stages.
 
         Returns:
             (N,) float32, probability of poison.
         """
         images = DeviceImages(data, engine.device)
-        logits = torch.zeros(len(data), 2)
+        logits, outputs = torch.zeros(len(data), 2), torch.empty(len(data), 2)
         for number in range(self.networks):
             network = untrained(
                 self.architecture,
@@ -71,8 +82,10 @@ class PoisonClassifier:
                 classes=2,
                 seed=engine.seed + number,
             ).to(engine.device)
-            self._train(f"poison-classifier-{number + 1}", network, images, windows, negative, validation, engine)
-            logits += engine.forward(network, images.pixels, len(images)) / self.networks
+            stage = "poison-classifier" if search == 1 else f"poison-classifier-round-{search}"
+            self._train(f"{stage}-{number + 1}", network, images, windows, negative, validation, engine)
+            outputs_into(outputs, network, images, engine, batch_size=self.forward_batch)
+            logits += outputs / self.networks
         return logits.softmax(dim=1)[:, 1]
 
     def _train(

@@ -27,6 +27,8 @@ class PoisonCAM(WindowDetector):
         - Evidence is asked for first; without it nothing is removed. The paper always removes.
         - Masks lie on a regular cyclic grid, a quarter of the window apart or so; ``random`` is the paper's set.
         - Maps are divided by how often masks cover a pixel.
+        - After evidence the images that are left get another look, for there may be other triggers; the paper takes
+          the best windows once.
         - The flip test is sequential halving, on 180 images at most; below 10,000 images all are scored.
         - Distances and clusters are of normalised features everywhere.
         - The poison classifier sees weak colour changes and no grey: a patch is a matter of colour.

@@ -13,6 +13,7 @@ from sanitize.functional.masks import cut
 DRAWS = 199  # of the null; the smallest chance is 1 in 200
 _OTHERS = 10  # windows from random places for each of the top ones, which these are compared with
 _COLOUR_IMAGES = 1000  # whose mean colour stands for all
+_CHUNK = 64  # whole images that are looked at together
 
 
 @dataclass(frozen=True)
@@ -138,10 +139,10 @@ def weigh(
     """
     scored = int((corners[:, 0] >= 0).sum())
     count = len(top)
-    colour = images[:_COLOUR_IMAGES].float().mean(dim=(0, 2, 3))
+    colour = _mean_colour(images[:_COLOUR_IMAGES])
     rows = torch.randint(len(images), (2 * _OTHERS * count,), generator=generator)
     places = torch.randint(images.shape[-1] - window + 1, (len(rows), 2), generator=generator)
-    elsewhere = cut(images[rows], places, window)
+    elsewhere = windows_of(images, rows, places, window)
 
     all_alike = likeness(elsewhere, elsewhere, colour)
 
@@ -156,7 +157,20 @@ def weigh(
     return Evidence(
         score=float(values[top].mean()),
         score_null=torch.stack([best_of_null() for _ in range(DRAWS)]),
-        agreement=agreement(cut(images[top], corners[top], window), elsewhere[: _OTHERS * count], colour),
+        agreement=agreement(windows_of(images, top, corners[top], window), elsewhere[: _OTHERS * count], colour),
         agreement_null=torch.tensor([agreement_elsewhere() for _ in range(DRAWS)]),
         thresholds=thresholds,
     )
+
+
+def windows_of(images: Tensor, rows: Tensor, corners: Tensor, window: int) -> Tensor:
+    """Windows (B, 3, w, w) at corners (B, 2) of these rows of the images, few whole images at a time."""
+    parts = zip(torch.split(rows, _CHUNK), torch.split(corners, _CHUNK), strict=True)
+    return torch.cat([cut(images[part], places, window) for part, places in parts])
+
+
+def _mean_colour(images: Tensor) -> Tensor:
+    total = torch.zeros(3, dtype=torch.float64)
+    for part in torch.split(images, _CHUNK):
+        total += part.float().mean(dim=(2, 3)).sum(dim=0)
+    return (total / len(images)).float()

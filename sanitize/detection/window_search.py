@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,14 +11,14 @@ from torch import Tensor
 
 from sanitize.data import DeviceImages, ImageSet
 from sanitize.detection.base import Scores
-from sanitize.detection.window_evidence import Evidence
-from sanitize.functional.masks import best_window, cut
+from sanitize.detection.window_evidence import Evidence, windows_of
+from sanitize.functional.masks import best_window
 
 Attention = Callable[[Tensor], Tensor]
 """Images (B, 3, H, W) in [0, 1] on the device -> maps (B, H, W)."""
 Flip = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Windows (B, 3, w, w) uint8 and source clusters (B,) on the device -> share flipped, and of how many images."""
-_CHUNK = 64  # images whose attention maps are made together
+_CHUNK = 64  # images that are looked at together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class WindowScores(Scores):
         maps: (k, H, W) float32, their attention maps.
         evidence: What the scores and windows show.
         poison: (N,) float32, probability of the poison classifier; None where there is no evidence to train it on.
+        rounds: How often windows were weighed; `top` has those of all rounds, `evidence` is of the first.
     """
 
     window: int
@@ -44,6 +46,7 @@ class WindowScores(Scores):
     maps: Tensor
     evidence: Evidence
     poison: Tensor | None = None
+    rounds: int = 1
 
     @property
     def columns(self) -> dict[str, Tensor]:
@@ -74,7 +77,7 @@ class WindowSearch:
 
     Args:
         data: The images.
-        device: Where the network is.
+        images: The same on the device.
         clusters: (N,) int64 on the CPU.
         window: Side in pixels.
         attention: Makes maps.
@@ -82,28 +85,43 @@ class WindowSearch:
     """
 
     def __init__(
-        self, data: ImageSet, device: torch.device, clusters: Tensor, window: int, attention: Attention, flip: Flip
+        self, data: ImageSet, images: DeviceImages, clusters: Tensor, window: int, attention: Attention, flip: Flip
     ) -> None:
         self.values = torch.zeros(len(data))
         self.flips = torch.zeros(len(data), dtype=torch.int64)
         self.corners = torch.full((len(data), 2), -1)
-        self._data, self._images = data, DeviceImages(data, device)
-        self._clusters, self._window = clusters, window
+        self._data, self._images = data, images
+        self.clusters, self.window = clusters, window
         self._attention, self._flip = attention, flip
 
     def score(self, rows: Tensor) -> Tensor:
         """Find and try the windows of these images; their scores (B,)."""
         places = [
-            best_window(self._attention(self._images.pixels(part)), self._window) for part in torch.split(rows, _CHUNK)
+            best_window(self._attention(self._images.pixels(part)), self.window) for part in torch.split(rows, _CHUNK)
         ]
         self.corners[rows] = torch.cat(places).cpu()
         self.values[rows], self.flips[rows] = self.tried(rows, self.corners[rows])
         return self.values[rows]
 
+    def again(self, rows: Tensor) -> WindowSearch:
+        """The windows of these images alone, tried anew: where most are dropped early, others now stay to the end."""
+        fresh = copy.copy(self)
+        fresh.values, fresh.flips = torch.zeros_like(self.values), torch.zeros_like(self.flips)
+        fresh.corners = torch.full_like(self.corners, -1)
+        fresh.corners[rows] = self.corners[rows]
+        fresh.values[rows], fresh.flips[rows] = self.tried(rows, self.corners[rows])
+        return fresh
+
+    def adopt(self, other: WindowSearch) -> None:
+        """Take over what was tried anew."""
+        rows = other.flips > 0
+        self.values[rows], self.flips[rows] = other.values[rows], other.flips[rows]
+
     def tried(self, rows: Tensor, corners: Tensor) -> tuple[Tensor, Tensor]:
         """The flip test of windows (B, 2) of images (B,): share flipped, and of how many images."""
-        windows = cut(self._data.images[rows], corners, self._window).to(self._images.device)
-        share, flips = self._flip(windows, self._clusters[rows].to(self._images.device))
+        windows = windows_of(self._data.images, rows, corners, self.window)
+        device = self._images.device
+        share, flips = self._flip(windows.to(device), self.clusters[rows].to(device))
         return share.cpu(), flips.cpu()
 
     def maps(self, rows: Tensor) -> Tensor:
@@ -118,8 +136,8 @@ class WindowSearch:
         Not of images in the clusters of the `top` rows, where there are others: poisoned images lie there, and a random
         window may hit a trigger.
         """
-        others = torch.nonzero(~torch.isin(self._clusters, self._clusters[top])).flatten()
+        others = torch.nonzero(~torch.isin(self.clusters, self.clusters[top])).flatten()
         rows = others if len(others) else torch.arange(len(self.values))
         rows = rows[torch.randint(len(rows), (count,), generator=generator)]
-        places = self._data.image_size - self._window + 1
+        places = self._data.image_size - self.window + 1
         return self.tried(rows, torch.randint(places, (count, 2), generator=generator))[0]

@@ -9,16 +9,17 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from sanitize.data import DeviceImages, ImageSet
 from sanitize.detection.base import DataDetector, Scores, Split
+from sanitize.detection.features import clusters_of, features_of
 from sanitize.detection.flip_test import Assigner, FlipRule, FlipTest, choose_flip_images, iterative_search
 from sanitize.detection.poison_classifier import PoisonClassifier
-from sanitize.detection.window_evidence import Thresholds, weigh
-from sanitize.detection.window_search import Attention, Flip, WindowScores, WindowSearch, ranking
+from sanitize.detection.window_evidence import Evidence, Thresholds, weigh
+from sanitize.detection.window_rounds import look_in_rounds, recognised
+from sanitize.detection.window_search import Attention, Flip, WindowScores, WindowSearch
 from sanitize.errors import DataError
-from sanitize.functional.clusters import Clusters, cluster
+from sanitize.functional.clusters import Clusters
 from sanitize.functional.masks import cut
 from sanitize.suspects.architectures import build
 from sanitize.suspects.networks import Network
@@ -26,8 +27,6 @@ from sanitize.training import Engine
 from sanitize.types import ModelKind
 
 SMALL = 10_000  # images, below which all are scored
-_RECOGNISED = 0.5  # share of the best windows that the classifier must know before anything is removed by it
-_COLLAPSED = 1e-5  # spread of normalised features
 
 
 class WindowDetector(DataDetector):
@@ -37,7 +36,8 @@ class WindowDetector(DataDetector):
     2. A subclass finds the window that an image's cluster depends on most.
     3. The window is pasted on images near the centres; its score is the share that it brings into its own cluster.
     4. The best windows are weighed against windows from random places, see `sanitize.detection.window_evidence`.
-    5. With evidence only: small networks learn the best windows on other images, and filter all images.
+    5. With evidence only: small networks learn the best windows on other images, and filter all images; then the
+       windows of the images that are left are tried again, for there may be another trigger.
     """
 
     kind: ClassVar[ModelKind] = "encoder"
@@ -79,6 +79,12 @@ class WindowDetector(DataDetector):
     per_cluster: int = Field(2, ge=1, description="iterative: images of a cluster that are scored in an iteration")
     dropped_clusters: float = Field(0.25, gt=0, lt=1, description="iterative: share dropped in an iteration")
     top: int = Field(20, ge=5, description="candidate triggers, k")
+    rounds: int = Field(
+        5,
+        ge=1,
+        description="after evidence, look again among the images that are left; rounds at most",
+        json_schema_extra={"paper": 1},
+    )
     false_alarm_rate: float = Field(
         0.01,
         ge=0.005,
@@ -150,7 +156,8 @@ class WindowDetector(DataDetector):
     def score(self, network: Network, data: ImageSet, engine: Engine) -> WindowScores:
         """Clusters, windows, flip tests, evidence, and, where there is some, the poison classifier.
 
-        Memory: beside the images (uint8) and one row of features an image, a batch of images, and 64 attention maps.
+        Memory, beside the images (uint8) and one row of features an image, which the data's `Room` may keep in files:
+        a batch of images, 64 attention maps, and the images that centres are fitted to, see `clusters_of`.
 
         Raises:
             DataError: See `check`; the network takes another size; features are not finite, or all the same.
@@ -161,13 +168,13 @@ class WindowDetector(DataDetector):
             raise DataError(f"{self.name}: {sizes}. Load them with that image size.")
         images = DeviceImages(data, engine.device)
         with engine.recorder.stage(f"{self.name}-features"):
-            features = engine.forward(network, images.pixels, len(images), batch_size=self.batch_size)
-        clusters = cluster(_usable(features, self.name), self._clusters(data), seed=engine.seed)
+            features = features_of(network, data, images, engine, batch_size=self.batch_size, purpose=self.name)
+        clusters = clusters_of(features, self._clusters(data), seed=engine.seed)
         assign = Assigner(network, clusters, engine, self.batch_size)
         window = self.window_on(data.image_size)
         found = WindowSearch(
             data,
-            engine.device,
+            images,
             clusters.assignment,
             window,
             self.attention(assign, data.image_size, engine),
@@ -184,19 +191,20 @@ class WindowDetector(DataDetector):
                 dropped=self.dropped_clusters,
                 generator=order,
             )
-        ranked = ranking(found.values, found.flips)
-        top = ranked[: self.top]
-        evidence = weigh(
-            data.images,
-            found.values,
-            found.null(self.null_windows, top, engine.generator(f"{self.name}/null")),
-            top,
-            found.corners,
-            clusters.assignment,
-            window,
-            thresholds=Thresholds(self.false_alarm_rate, self.minimum_score, self.minimum_agreement),
-            generator=engine.generator(f"{self.name}/evidence"),
+        rounds = list(
+            look_in_rounds(
+                found,
+                top=self.top,
+                most=self.rounds,
+                minimum_score=self.minimum_score,
+                weigh=lambda search, top, number: self._weigh(data, search, top, number, engine),
+                learn=lambda search, ranked, top, left, number: self._filter(
+                    data, search, ranked, top, left, number, engine
+                ),
+            )
         )
+        top = torch.cat([one.top for one in rounds])
+        poison = [one.poison for one in rounds if one.poison is not None]
         return WindowScores(
             values=found.values,
             window=window,
@@ -205,8 +213,23 @@ class WindowDetector(DataDetector):
             clusters=clusters.assignment,
             top=top,
             maps=found.maps(top),
-            evidence=evidence,
-            poison=self._filter(data, found, ranked, window, engine) if evidence.convincing else None,
+            evidence=rounds[0].evidence,
+            poison=torch.stack(poison).amax(dim=0) if poison else None,
+            rounds=len(rounds),
+        )
+
+    def _weigh(self, data: ImageSet, search: WindowSearch, top: Tensor, number: int, engine: Engine) -> Evidence:
+        name = self.name if number == 1 else f"{self.name}-{number}"
+        return weigh(
+            data.images,
+            search.values,
+            search.null(self.null_windows, top, engine.generator(f"{name}/null")),
+            top,
+            search.corners,
+            search.clusters,
+            search.window,
+            thresholds=Thresholds(self.false_alarm_rate, self.minimum_score, self.minimum_agreement),
+            generator=engine.generator(f"{name}/evidence"),
         )
 
     def _flips(self, assign: Assigner, data: ImageSet, clusters: Clusters, window: int, engine: Engine) -> Flip:
@@ -224,24 +247,35 @@ class WindowDetector(DataDetector):
             return test.plain
         return partial(test.halving, first=self.first_flips, keep=self.top)
 
-    def _filter(self, data: ImageSet, found: WindowSearch, ranked: Tensor, window: int, engine: Engine) -> Tensor:
-        """Probability of poison (N,), from networks that learn the best windows on images taken for clean."""
+    def _filter(
+        self,
+        data: ImageSet,
+        found: WindowSearch,
+        ranked: Tensor,
+        top: Tensor,
+        left: Tensor,
+        number: int,
+        engine: Engine,
+    ) -> Tensor:
+        """Probability of poison (N,), from networks that learn the top windows on images that are left."""
         scored = ranked[found.flips[ranked] > 0]
-        top, bottom = ranked[: self.top], scored[-self.top :]
+        bottom = scored[-self.top :]
         suspicious = torch.cat([ranked[: max(self.top, int(self.dropped_share * len(data)))], bottom])
-        pool = torch.ones(len(data), dtype=torch.bool)
+        pool = left.clone()
         pool[suspicious] = False
         settings = PoisonClassifier(
             architecture=self.classifier,
             networks=self.networks,
             iterations=self.iterations,
             batch_size=self.classifier_batch,
+            forward_batch=self.batch_size,
             jitter=self.jitter,
             grey=self.grey,
             flip=self.flip,
         )
-        windows = cut(data.images[top], found.corners[top], window)
-        return settings.classify(data, windows, torch.nonzero(pool).flatten(), (top, bottom), engine)
+        windows = cut(data.images[top], found.corners[top], found.window)
+        negative = torch.nonzero(pool).flatten()
+        return settings.classify(data, windows, negative, (top, bottom), engine, search=number)
 
     def split(self, scores: Scores) -> Split:
         """Poisoned is what the classifier takes for it; without evidence nothing."""
@@ -259,8 +293,8 @@ class WindowDetector(DataDetector):
                 doubt=evidence.doubt,
             )
         poisoned = scores.poison > 0.5
-        known = int(poisoned[scores.top].sum())
-        if known < _RECOGNISED * len(scores.top):
+        if not recognised(scores.poison, scores.top):
+            known = int(poisoned[scores.top].sum())
             return Split(
                 nothing,
                 nothing,
@@ -273,19 +307,9 @@ class WindowDetector(DataDetector):
             )
         reason = (
             f"{evidence.reason}; the poison classifier takes {int(poisoned.sum())} of {len(poisoned)} images for it"
+            + (f", in {scores.rounds} rounds, each with evidence" if scores.rounds > 1 else "")
         )
         return Split(~poisoned, poisoned, True, reason, numbers=evidence.numbers, calibrated=self.false_alarm_rate)
 
     def _clusters(self, data: ImageSet) -> int:
         return self.clusters or min(1000, max(10, len(data) // 50))
-
-
-def _usable(features: Tensor, name: str) -> Tensor:
-    if not bool(torch.isfinite(features).all()):
-        raise DataError(f"{name}: features are not finite for some images. Check --normalization and --data.")
-    if float(functional.normalize(features).std(dim=0).max()) < _COLLAPSED:
-        raise DataError(
-            f"{name}: all images have the same features. They have collapsed, and say nothing. Use an encoder that was "
-            "trained normally on this data."
-        )
-    return features

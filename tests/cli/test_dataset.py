@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -187,6 +188,60 @@ def test_without_a_model_one_is_trained_and_a_new_one_on_what_is_left(here):
     assert {run.info.status for run in runs(here)} == {"FINISHED"}
 
 
+def write_holes(path: Path) -> None:
+    """280 digits, of which the images 5 and 77 are damaged."""
+    table = pq.read_table(write_parquet(load_images("digits#0:280"), path))
+    pictures = table.column("image").to_pylist()
+    for row in (5, 77):
+        pictures[row]["bytes"] = b"not a picture"
+    column = pa.array(pictures, table.schema.field("image").type)
+    pq.write_table(table.set_column(0, table.schema.field("image"), column), path)
+
+
+@pytest.mark.slow
+def test_unreadable_images_are_left_out_where_that_is_asked_for(here):
+    write_holes(Path("holes.parquet"))
+    refused = sanitize("intake", "holes.parquet", "--name", "scraped")
+    assert (refused.exit_code, here.search_registered_models()) == (2, [])
+    assert "2 of 280 images in holes.parquet cannot be read: row 5: not a picture" in refused.stderr
+    assert "--skip-unreadable" in refused.stderr
+    taken = sanitize("intake", "holes.parquet", "--name", "scraped", "--skip-unreadable")
+    assert (taken.exit_code, taken.stdout.strip()) == (0, "models:/scraped/1")
+    assert "2 of 280 images in holes.parquet cannot be read" in taken.stderr
+
+    arguments = [
+        "dataset", "models:/scraped/1", "--method", "fct", "--set", "draws=1", *NETWORK, "--train-set", "epochs=1",
+        "--skip-unreadable", "--quiet", "--format", "json",
+    ]  # fmt: skip
+    poisoned = torch.arange(280) == 77  # rows of the data, also of those that cannot be read
+    result = sanitize(*arguments, "--set", "decision=quota", "--truth", save_truth(poisoned, "truth.npz"))
+    assert result.exit_code == 1, result.output
+    report = Report.from_dict(json.loads(result.stdout))
+    (finding,) = [finding for finding in report.findings if finding.rule == "data-unreadable"]
+    assert [image["row"] for image in finding.evidence["images"]] == [5, 77]
+    assert "2 images cannot be read, and were not examined" in report.reasons
+    assert report.metrics["after"]["poison_share"] == 0.0
+    assert report.outputs["kept"] + report.outputs["removed"] == 278
+    assert "--skip-unreadable" in report.outputs["command"]
+
+    folder = Path(report.outputs["folder"])
+    table = pq.read_table(folder / "scores.parquet").to_pydict()
+    assert table["index"] == list(range(280))
+    assert [row for row, decision in enumerate(table["decision"]) if decision == "unreadable"] == [5, 77]
+    assert [row for row, score in enumerate(table["score"]) if score is None] == [5, 77]
+    flagged = load_suspected(folder / "flagged.txt", 280)
+    assert flagged.tolist() == [decision == "poisoned" for decision in table["decision"]]
+    assert "# row 77 cannot be read: row 77: not a picture" in (folder / "flagged.txt").read_text()
+    left = load_images("models:/scraped/2", resolve=lambda uri: Store().artifact(uri, Path("copy")))
+    kept = torch.tensor([row for row in range(280) if row not in (5, 77) and not flagged[row]])
+    assert left.sha256 == load_images("digits#0:280").subset(kept).sha256
+
+    clean = save_truth(torch.zeros(280, dtype=torch.bool), "clean.npz")
+    nothing = sanitize(*arguments, "--truth", clean)
+    assert nothing.exit_code == 3, nothing.output  # without the damaged images it would be a pass
+    assert "2 images cannot be read, and were not examined" in json.loads(nothing.stdout)["reasons"]
+
+
 SUSPECT = ["--model", "models:/suspect/1", "--register", "x"]
 TRAINED = [*NETWORK, "--register", "x"]
 BAD_INPUT = {
@@ -205,6 +260,12 @@ BAD_INPUT = {
     ),
     "no such data": (["gone.parquet", "--method", "fct", *TRAINED], "gone.parquet does not exist"),
     "unreadable data": (["broken.parquet", "--method", "fct", *SUSPECT], "broken.parquet"),
+    "unreadable images": (["holes.parquet", "--method", "fct", *SUSPECT], "2 of 280 images in holes.parquet cannot"),
+    "unreadable images, training": (["holes.parquet", "--method", "fct", *TRAINED], "row 5: not a picture"),
+    "nothing but unreadable images": (
+        ["holes.parquet#5:6", "--method", "fct", "--skip-unreadable", *TRAINED],
+        "1 of 1 images",
+    ),
     "nowhere to go": (["digits#0:280", "--method", "fct", *NETWORK], "--register"),
     "the name of a model": (["digits#0:280", "--method", "fct", *NETWORK, "--register", "suspect"], "is a model"),
     "no network": (["digits#0:280", "--method", "fct", "--register", "x"], "--arch"),
@@ -258,6 +319,7 @@ def bad_input_folder(tmp_path_factory, empty_store, classifiers, encoders):
     np.savez(folder / "many.npz", images=pixels, labels=np.arange(120) % 12)
     np.savez(folder / "short.npz", poisoned=np.zeros(7, dtype=bool))
     (folder / "broken.parquet").write_bytes(b"PAR1 and nothing else")
+    write_holes(folder / "holes.parquet")
     take_in(classifiers.clean_file, "suspect", KNOWN, tracking_uri=store)
     bound = Knowledge(arch="small-cnn", normalization="half", image_size=32)
     take_in(encoders.clean_file, "encoder", bound, tracking_uri=store)

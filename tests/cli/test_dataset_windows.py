@@ -94,6 +94,25 @@ def test_clean_data_pass_with_the_model_that_was_given(here, threat):
 
 
 @pytest.mark.slow
+def test_images_that_may_not_be_in_memory_get_the_same_scores(here, threat):
+    take_in(threat.clean_file, "encoder", KNOWN)
+    write_parquet(load_images("digits#0:150"), Path("scraped.parquet"))
+    made = []
+    for memory in ("4", "0"):
+        result = sanitize(
+            "dataset", "scraped.parquet", "--method", "poisoncam", "--model", "models:/encoder/1", "--register", "x",
+            *settings("mask_stride=16", "flip_images=12", "top=10"), "--memory", memory, "--workdir", f"in-{memory}",
+            "--quiet", "--format", "json",
+        )  # fmt: skip
+        assert result.exit_code in (0, 3), result.output
+        report = json.loads(result.stdout)
+        made.append((pq.read_table(f"in-{memory}/scores.parquet").to_pydict(), report["subject"]["sha256"]))
+        assert ("--memory 0.0" in report["outputs"]["command"]) == (memory == "0")
+        assert not list(Path(f"in-{memory}").rglob("*.tensor"))
+    assert made[0] == made[1]
+
+
+@pytest.mark.slow
 def test_without_a_model_an_encoder_is_trained_whose_silence_settles_nothing(here):
     result = sanitize(
         "dataset", "digits#0:200", "--method", "poisoncam", "--arch", "small-cnn", "--normalization", "half",

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from sanitize.data.decoding import decode_all, resize_images
+from sanitize.data.decoding import Decoder, resize_images
 from sanitize.errors import DataError
 
 
@@ -29,7 +29,7 @@ def _encode(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes
 
 def _decode(*payloads: bytes, image_size: int | None = None) -> torch.Tensor:
     named = ((f"row {row}", payload) for row, payload in enumerate(payloads))
-    return decode_all(named, len(payloads), image_size=image_size, source="here")
+    return Decoder(source="here", image_size=image_size).decode(named, len(payloads)).images
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
@@ -146,11 +146,12 @@ def test_a_line_is_too_elongated_to_resize() -> None:
 def test_files_are_read_from_paths(tmp_path: Path) -> None:
     Image.fromarray(_pixels()).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")
-    assert decode_all([("a", tmp_path / "a.png")], 1, source="here").shape == (1, 3, 8, 8)
+    here = Decoder(source="here")
+    assert here.decode([("a", tmp_path / "a.png")], 1).images.shape == (1, 3, 8, 8)
     with pytest.raises(DataError, match=r"1 of 1 images in here cannot be read: b\.png: not a picture"):
-        decode_all([("b.png", tmp_path / "b.png")], 1, source="here")
+        here.decode([("b.png", tmp_path / "b.png")], 1)
 
 
 def test_a_source_that_ends_early_is_noticed() -> None:
     with pytest.raises(DataError, match="1 images where 2 were announced"):
-        decode_all([("a", _encode(Image.fromarray(_pixels())))], 2, source="here")
+        Decoder(source="here").decode([("a", _encode(Image.fromarray(_pixels())))], 2)

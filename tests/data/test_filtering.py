@@ -75,6 +75,18 @@ def test_other_forms_keep_their_pixels_in_their_own_size(form, tmp_path):
     assert left.class_names == whole.class_names
 
 
+def test_unreadable_pictures_are_not_among_those_that_stay(tmp_path):
+    for number in range(20):
+        content = b"broken" if number in (3, 4) else picture(number, 24, "PNG")
+        (tmp_path / f"{number:02}.png").write_bytes(content)
+    with pytest.raises(DataError, match="2 of 20 images"):
+        Original(str(tmp_path))
+    original = Original(str(tmp_path), skip_unreadable=True)
+    left = load_images(str(original.write(KEEP, tmp_path / "out" / "images.parquet")))
+    stay = [number for number in range(20) if KEEP[number] and number != 4]
+    assert left.images[:, 0, 0, 0].tolist() == stay
+
+
 def test_a_downloaded_set_is_read_from_where_it_was_copied_to(parts, tmp_path):
     file = Original("models:/scraped/1#:20", parts).write(KEEP, tmp_path / "images.parquet")
     assert pq.read_metadata(file).num_rows == int(KEEP.sum())

@@ -201,6 +201,23 @@ def test_damaged_rows_are_named_by_their_place_in_the_file(tmp_path: Path) -> No
     _check(load_images(f"{path}#:7"), slice(7))
 
 
+def test_damaged_rows_are_left_out_where_that_is_asked_for(tmp_path: Path) -> None:
+    payloads: list[bytes | None] = [_png(pixels) for pixels in PIXELS]
+    payloads[7], payloads[13] = payloads[7][:50], None
+    path = _parquet(tmp_path / "a.parquet", payloads=payloads)
+    images = load_images(f"{path}#5:", skip_unreadable=True)
+    left = [row for row in range(5, COUNT) if row not in (7, 13)]
+    _check(images, left)
+    assert [(picture.row, picture.name) for picture in images.unreadable] == [(2, "row 7"), (8, "row 13")]
+    assert images.unreadable[1].reason.startswith("no bytes")
+    assert (images.rows + 5).tolist() == left
+    whole = load_images(str(_parquet(tmp_path / "b.parquet")))
+    assert images.sha256 == whole.subset(torch.tensor(left)).sha256
+    assert images.subset(slice(3, 6)).rows.tolist() == [0, 1, 2]
+    with pytest.raises(DataError, match=r"2 of 2 images in .* cannot be read"):
+        load_images(f"{path}#7:14:6", skip_unreadable=True)
+
+
 def test_damaged_parquet_files(tmp_path: Path) -> None:
     path = _parquet(tmp_path / "a.parquet")
     content = path.read_bytes()
@@ -271,6 +288,11 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     (root / "cat" / "05.png").write_bytes(_png(PIXELS[5])[:60])
     with pytest.raises(DataError, match=r"2 of 20 images in .*: bee/04.png: not a picture.*; cat/05.png: "):
         load_images(str(root))
+    order = sorted(range(COUNT), key=lambda row: LABELS[row])
+    images = load_images(str(root), skip_unreadable=True)
+    _check(images, [row for row in order if row not in (4, 5)])
+    assert [picture.row for picture in images.unreadable] == [order.index(4), order.index(5)]
+    assert [picture.name for picture in images.unreadable] == ["bee/04.png", "cat/05.png"]
 
 
 # --- npz

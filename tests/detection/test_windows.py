@@ -141,9 +141,10 @@ def classified(**options) -> torch.Tensor:
     data = load_images("digits#0:120").without_labels()
     values = torch.rand(120, generator=generator)
     detector = PoisonCAM(top=5, **options)
-    search = SimpleNamespace(flips=torch.ones(120), corners=torch.randint(20, (120, 2), generator=generator))
+    search = SimpleNamespace(flips=torch.ones(120), corners=torch.randint(20, (120, 2), generator=generator), window=9)
     ranked = values.argsort(descending=True)
-    return detector._filter(data, search, ranked, 9, Engine(device="cpu"))
+    left = torch.ones(120, dtype=torch.bool)
+    return detector._filter(data, search, ranked, ranked[:5], left, 1, Engine(device="cpu"))
 
 
 @pytest.mark.parametrize(

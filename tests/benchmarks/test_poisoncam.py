@@ -1,0 +1,31 @@
+"""Poison of several targets in one data set: each class has a patch of its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from benchmarks.lab import Lab
+from benchmarks.poisoncam import _by_trigger, _poison, changed_boxes
+from benchmarks.profiles import DIGITS
+
+
+def test_each_target_has_a_patch_of_its_own(tmp_path):
+    lab = Lab(replace(DIGITS, train="digits#0:400"), tmp_path, device="cpu")
+    poison = _poison(lab, (1, 2, 4))
+    labels, poisoned = lab.train.labels, poison.truth.poisoned
+    assert [trigger.target for trigger in poison.triggers] == [1, 2, 4]
+    assert len({trigger.sha256 for trigger in poison.triggers}) == 3
+    for target in range(10):
+        count = int((labels == target).sum())
+        assert int(poisoned[labels == target].sum()) == (count // 2 if target in (1, 2, 4) else 0)
+    boxes = changed_boxes(lab.train.images, poison.data.images)
+    assert torch.equal(boxes[:, 2] > 0, poisoned)
+    alone = _poison(lab, (1,))
+    assert torch.equal(alone.data.images[labels == 1], poison.data.images[labels == 1])
+
+    removed = poisoned & (labels != 4)
+    top = torch.nonzero(poisoned & (labels == 2)).flatten()
+    assert _by_trigger(lab, poisoned, removed, top) == {"least_recall": 0.0, "top20_triggers": 1.0}
+    assert _by_trigger(lab, torch.zeros_like(poisoned), removed, top) == {}
