@@ -18,7 +18,7 @@ from sanitize.errors import DataError
 from sanitize.publication import record_settings
 from sanitize.tracking import RunRecorder, Store, mark_interrupted
 from sanitize.trainers import SimCLR, Supervised, Trainer
-from sanitize.training import Display, Engine
+from sanitize.training import Display, Engine, require_one_process
 from sanitize.training_job import TrainingJob
 from sanitize.types import ModelKind, Report
 from sanitize.workdir import DEFAULT_PARENT, Workdir
@@ -73,6 +73,7 @@ class DatasetJob:
         resume: bool = False,
         display: Display | None = None,
     ) -> None:
+        require_one_process("the search of a data set")
         self.detector = detector_named(detector)() if isinstance(detector, str) else detector
         trainer, settings = TRAININGS[self.detector.kind]
         self.training = training or trainer(**settings)

@@ -23,7 +23,7 @@ from sanitize.reporting import render
 from sanitize.reporting.figures import Figure, picture
 from sanitize.suspects import Network
 from sanitize.tracking import RunRecorder, Store, deep_links
-from sanitize.training import Display, Engine
+from sanitize.training import Display, Engine, require_one_process
 from sanitize.types import RESIZE_RULE, Finding, Metrics, Report, Severity
 
 
@@ -59,6 +59,7 @@ class Scan:
         policy: Policy | None = None,
         display: Display | None = None,
     ) -> None:
+        require_one_process("a scan")
         self.detector = detector
         self.device = device
         self.precision = precision

@@ -118,6 +118,24 @@ def test_torchrun_says_how_many_there_are(monkeypatch):
         world(1, 1)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["scan", "models:/suspect/1", "--method", "decree"],
+        ["dataset", "digits#0:400", "--method", "fct", "--register", "some"],
+        ["attack", "badnets", "--data", "digits#0:400", "--register", "some"],
+        ["gate", "models:/suspect/1"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_what_takes_one_process_says_so(arguments, monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "takes one process, and 2 were started" in result.output
+
+
 def test_a_step_of_srun_says_how_many_there_are(monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "8")
     monkeypatch.setenv("SLURM_JOB_NAME", "train")

@@ -26,7 +26,7 @@ from sanitize.tracking.digests import sha256_of
 from sanitize.tracking.intake import check_kind
 from sanitize.tracking.truth import EXPERIMENT, PLANTED_TAG, write_truth
 from sanitize.trainers import Trainer, trainer_named
-from sanitize.training import Display, Engine
+from sanitize.training import Display, Engine, require_one_process
 from sanitize.training_inputs import evaluator_for
 from sanitize.types import Metrics
 
@@ -110,6 +110,7 @@ class RedTeam:
         policy: Policy | None = None,
         display: Display | None = None,
     ) -> None:
+        require_one_process("an attack")
         self.attack = attack_named(attack)() if isinstance(attack, str) else attack
         self.trainer = trainer_named(trainer)() if isinstance(trainer, str) else trainer
         self.device = device

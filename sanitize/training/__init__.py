@@ -2,7 +2,7 @@
 
 from sanitize.training.checkpoints import Checkpoints
 from sanitize.training.engine import Companion, Engine, History, Loss, Watch
-from sanitize.training.processes import first_process, require_splittable, world
+from sanitize.training.processes import first_process, require_one_process, require_splittable, world
 from sanitize.training.progress import Display
 from sanitize.training.recorder import NullRecorder, Recorder
 
@@ -17,6 +17,7 @@ __all__ = [
     "Recorder",
     "Watch",
     "first_process",
+    "require_one_process",
     "require_splittable",
     "world",
 ]

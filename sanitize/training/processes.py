@@ -84,6 +84,20 @@ def require_splittable(method: str, splittable: Collection[str], devices: int, n
         )
 
 
+def require_one_process(work: str) -> None:
+    """Whether a job that is not split was started once.
+
+    Raises:
+        ConfigError: torchrun or srun has started several processes, each of which would do all of it.
+    """
+    devices, nodes = world(None, None)
+    if devices * nodes > 1:
+        raise ConfigError(
+            f"{work} takes one process, and {devices * nodes} were started. Start it without torchrun, or with one "
+            "task."
+        )
+
+
 def first_process() -> bool:
     """Whether this process is the one that reports: always, but for the others of a job of many processes."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
