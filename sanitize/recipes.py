@@ -22,7 +22,7 @@ class Recipe(BaseModel):
     """One recipe.
 
     Args:
-        method: Name of the defence, training or attack.
+        method: Name of the defence, detector, training or attack.
         summary: What data scale it is for, in a sentence.
         parameters: Hyperparameters, by the method's names.
         reasons: Why a parameter differs from the paper's, by parameter.
@@ -118,12 +118,15 @@ def command_of(recipe: Recipe, name: str) -> str:
     """The command that takes a recipe, with what else it has to be given in capitals."""
     from sanitize.attacks import ATTACKS
     from sanitize.detection import DETECTORS
+    from sanitize.detection.catalogue import MODEL_DETECTORS
     from sanitize.trainers import TRAINERS
 
     if recipe.method in ATTACKS:
         return f"sanitize attack {recipe.method} --data DATA --recipe {name}"
     if recipe.method in DETECTORS:
         return f"sanitize dataset DATA --recipe {name}"
+    if recipe.method in MODEL_DETECTORS:
+        return f"sanitize scan MODEL --recipe {name} --reference MODEL"
     if recipe.method in TRAINERS:
         return f"sanitize train DATA --register NAME --arch NAME --normalization NAME --image-size PX --recipe {name}"
     kind = "encoder" if "encoder" in defense_named(recipe.method).kinds else "classifier"
@@ -134,9 +137,10 @@ def _method(name: str) -> type[Method]:
     from sanitize.attacks import ATTACKS
     from sanitize.defenses import DEFENSES
     from sanitize.detection import DETECTORS
+    from sanitize.detection.catalogue import MODEL_DETECTORS
     from sanitize.trainers import TRAINERS
 
-    known: dict[str, type[Method]] = {**DEFENSES, **DETECTORS, **TRAINERS, **ATTACKS}
+    known: dict[str, type[Method]] = {**DEFENSES, **DETECTORS, **MODEL_DETECTORS, **TRAINERS, **ATTACKS}
     if name not in known:
         raise ConfigError(f"unknown method {name!r}. {did_you_mean(name, known)}")
     return known[name]

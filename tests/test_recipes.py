@@ -7,11 +7,12 @@ import pytest
 from sanitize.attacks import ATTACKS, CTRL, attack_named
 from sanitize.defenses import DEFENSES
 from sanitize.detection import DETECTORS
+from sanitize.detection.catalogue import MODEL_DETECTORS
 from sanitize.errors import ConfigError
 from sanitize.recipes import command_of, configure, load_recipe, recipe_names, settings_of
 from sanitize.trainers import TRAINERS, SimCLR, trainer_named
 
-METHODS = {**DEFENSES, **DETECTORS, **TRAINERS, **ATTACKS}
+METHODS = {**DEFENSES, **DETECTORS, **MODEL_DETECTORS, **TRAINERS, **ATTACKS}
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -67,13 +68,13 @@ def test_a_recipe_of_no_method_is_not_explained(tmp_path):
         settings_of(load_recipe(str(path)))
 
 
-@pytest.mark.parametrize("method", sorted({**DEFENSES, **DETECTORS, **TRAINERS}))
+@pytest.mark.parametrize("method", sorted({**DEFENSES, **DETECTORS, **MODEL_DETECTORS, **TRAINERS}))
 def test_every_method_has_a_recipe(method):
     assert method in {load_recipe(name).method for name in recipe_names()}
 
 
 def test_no_two_methods_have_the_same_name():
-    assert len(METHODS) == len(DEFENSES) + len(DETECTORS) + len(TRAINERS) + len(ATTACKS)
+    assert len(METHODS) == len(DEFENSES) + len(DETECTORS) + len(MODEL_DETECTORS) + len(TRAINERS) + len(ATTACKS)
 
 
 def test_trainings_and_attacks_are_configured_alike():

@@ -11,15 +11,17 @@ from sanitize.cli import options
 
 def scan(
     model: options.Model,
-    method: Annotated[str, typer.Option("--method", "-m", help="What is measured: feature-collapse or decree.")] = (
-        "feature-collapse"
-    ),
+    method: Annotated[
+        str | None,
+        typer.Option("--method", "-m", help="What is measured: feature-collapse (without --recipe) or decree."),
+    ] = None,
     reference: Annotated[
         list[str] | None,
         typer.Option(
             "--reference", metavar="MODEL", help="A clean model of the same architecture, to compare with. Repeatable."
         ),
     ] = None,
+    recipe: options.Recipe = None,
     settings: options.Settings = None,
     data: options.Data = None,
     arch: options.Arch = None,
@@ -51,7 +53,9 @@ def scan(
     from sanitize.training import Display
 
     check_outputs(format, output)
-    detector = configure(method, settings=settings or [], named=model_detector_named)
+    if method is None and recipe is None:
+        method = "feature-collapse"
+    detector = configure(method, recipe=recipe, settings=settings or [], named=model_detector_named)
     job = Scan(
         detector,
         device=device,
