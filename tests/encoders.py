@@ -40,6 +40,9 @@ def test_images() -> ImageSet:
     return load_images("digits#1400:")
 
 
+test_images.__test__ = False  # where it is imported, pytest would take it for a test
+
+
 def defender_images() -> ImageSet:
     return load_images("digits#0:420").without_labels()
 
