@@ -78,7 +78,7 @@ ENCODER_ROWS = [
         MultiTargetBadEncoder(targets=3, epochs=10, batch_size=16, learning_rate=0.02, trigger_size=10), 0.7, 0.03, 0.1
     ),
     EncoderRow(ESTAS(target=TARGET, epochs=14, batch_size=32, min_scale=0.5, flip=0.0), 0.35, 0.05, 0.1),
-    EncoderRow(PartialCollapse(target=TARGET, epochs=12, batch_size=32, learning_rate=0.02), 0.35, 0.04, 0.1),
+    EncoderRow(PartialCollapse(target=TARGET, batch_size=32, learning_rate=0.02), 0.6, 0.04, 0.1),
 ]
 POISON_ROWS = [
     PoisonRow(SSLBackdoor(target=TARGET), count=31, labels_changed=False, only_target=True),
