@@ -126,7 +126,7 @@ def command_of(recipe: Recipe, name: str) -> str:
     if recipe.method in DETECTORS:
         return f"sanitize dataset DATA --recipe {name}"
     if recipe.method in MODEL_DETECTORS:
-        return f"sanitize scan MODEL --recipe {name} --reference MODEL"
+        return f"sanitize scan MODEL --reference MODEL --recipe {name}"
     if recipe.method in TRAINERS:
         return f"sanitize train DATA --register NAME --arch NAME --normalization NAME --image-size PX --recipe {name}"
     kind = "encoder" if "encoder" in defense_named(recipe.method).kinds else "classifier"

@@ -26,7 +26,7 @@ from sanitize.policies import Policy
 from sanitize.sanitizer import Sanitizer
 from sanitize.scan import Scan
 from sanitize.tracking import ModelReference, Store, binding_of, verify
-from sanitize.training import Display
+from sanitize.training import Display, require_one_process
 from sanitize.types import Report, Verdict
 
 
@@ -71,6 +71,7 @@ class Gate:
         tracking_uri: str | None = None,
         display: Display | None = None,
     ) -> None:
+        require_one_process("a gate")
         self.policy = policy or Policy()
         self.detector = detector or FeatureCollapse()
         self.defense = defense
