@@ -140,12 +140,7 @@ class Sanitizer:
             allow_stubbed=allow_stubbed,
         )
         engine = self._engine(model)
-        with engine.processes.guarded():
-            if engine.processes.first:
-                report = self._lead(request, engine)
-                engine.processes.tell("report", report.to_dict())
-                return report
-            return self._follow(request, engine)
+        return engine.processes.report(lambda: self._lead(request, engine), lambda: self._follow(request, engine))
 
     def _lead(self, request: Request, engine: Engine) -> Report:
         """What one process does, or the first of several."""
@@ -171,7 +166,7 @@ class Sanitizer:
             workdir.finish()
         return report
 
-    def _follow(self, request: Request, engine: Engine) -> Report:
+    def _follow(self, request: Request, engine: Engine) -> None:
         """What the other processes do: read the same, work with the first one, write nothing."""
         fingerprint = engine.processes.hear("job")
         if fingerprint is not None:
@@ -179,7 +174,6 @@ class Sanitizer:
                 purification = self.prepare(request, Store(self.tracking_uri), workdir, engine)
                 engine.processes.require_same_job(fingerprint, self._fingerprint(purification.inputs))
                 purification.work()
-        return Report.from_dict(engine.processes.hear("report"))
 
     def folder(self, model: str) -> Path:
         """Work directory of a job on this model."""

@@ -112,12 +112,7 @@ class TrainingJob:
             resume=self.resume,
             display=self.display,
         )
-        with engine.processes.guarded():
-            if engine.processes.first:
-                report = self._lead(request, engine)
-                engine.processes.tell("report", report.to_dict())
-                return report
-            return self._follow(request, engine)
+        return engine.processes.report(lambda: self._lead(request, engine), lambda: self._follow(request, engine))
 
     def _lead(self, request: TrainingRequest, engine: Engine) -> Report:
         """What one process does, or the first of several."""
@@ -141,7 +136,7 @@ class TrainingJob:
             workdir.finish()
         return report
 
-    def _follow(self, request: TrainingRequest, engine: Engine) -> Report:
+    def _follow(self, request: TrainingRequest, engine: Engine) -> None:
         """What the other processes do: read the same, work with the first one, write nothing."""
         fingerprint = engine.processes.hear("job")
         if fingerprint is not None:
@@ -151,7 +146,6 @@ class TrainingJob:
                 engine.processes.require_same_job(fingerprint, self._fingerprint(inputs))
                 trained = self.trainer.train(inputs.network, inputs.data, engine, monitor=inputs.monitor)
                 inputs.evaluator.measure(trained.network, engine)
-        return Report.from_dict(engine.processes.hear("report"))
 
     def _fingerprint(self, inputs: TrainingInputs) -> dict[str, str]:
         return inputs.fingerprint | {

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from sanitize.errors import ConfigError, TrainingError
+from sanitize.types import Report
 
 Value = TypeVar("Value")
 
@@ -248,6 +249,21 @@ class Processes:
                 f"this process does not have the job of the first one ({', '.join(changed)} differ). Give all of them "
                 "the same command and files."
             )
+
+    def report(self, lead: Callable[[], Report], follow: Callable[[], None]) -> Report:
+        """The report of a job, in every process; the error of one ends all.
+
+        Args:
+            lead: Does the job and writes its results; called in the first process.
+            follow: Takes part in the work that is shared; called in the others.
+        """
+        with self.guarded():
+            if self.first:
+                made = lead()
+                self.tell("report", made.to_dict())
+                return made
+            follow()
+            return Report.from_dict(self.hear("report"))
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
