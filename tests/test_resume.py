@@ -21,7 +21,7 @@ def start(store: str, workdir: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [
             sys.executable, "-m", "sanitize", "encoder", "models:/suspect/1", "--method", "bmaiu", "--quiet",
-            "--format", "json", "--tracking-uri", store, "--workdir", str(workdir), "--set", "epochs=8", *options,
+            "--format", "json", "--tracking-uri", store, "--workdir", str(workdir), "--set", "epochs=4", *options,
         ],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -47,15 +47,31 @@ def digest(workdir: Path) -> str:
     return hashlib.sha256((workdir / "model.safetensors").read_bytes()).hexdigest()
 
 
-def runs(store: str) -> list:
+def states(store: str) -> list[str]:
+    """How the jobs ended; all their stages have ended."""
     client = MlflowClient(store)
-    return client.search_runs([client.get_experiment_by_name("sanitize").experiment_id])
+    runs = client.search_runs([client.get_experiment_by_name("sanitize").experiment_id])
+    assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
+    return sorted(run.info.status for run in runs if "mlflow.parentRunId" not in run.data.tags)
+
+
+def started(workdir: Path) -> bool:
+    return (workdir / "checkpoints" / "implant.ckpt").exists()
 
 
 def test_a_killed_run_resumes_to_the_same_bits(suspect, tmp_path):
+    """The run to compare with is itself started afresh where one was killed, and a second process is refused meanwhile."""
     client = MlflowClient(suspect)
-    whole = finish(start(suspect, tmp_path / "whole"))
-    expected = digest(tmp_path / "whole")
+    afresh = tmp_path / "whole"
+    kill_when(start(suspect, afresh, "--set", "batch_size=32"), lambda: started(afresh))
+    first = start(suspect, afresh)
+    second = start(suspect, afresh)
+    _, stderr = second.communicate(timeout=200)
+    assert second.returncode == 2
+    assert "another process" in stderr
+    whole, expected = finish(first), digest(afresh)
+    assert states(suspect) == ["FINISHED", "KILLED"]
+
     moments = {
         "in the first stage": "checkpoints/implant.ckpt",
         "in the second stage": "checkpoints/unlearn.ckpt",
@@ -73,25 +89,4 @@ def test_a_killed_run_resumes_to_the_same_bits(suspect, tmp_path):
         assert resumed["metrics"] == whole["metrics"]
         assert resumed["outputs"]["model_uri"] == f"models:/suspect/{3 + number}"
         assert not [path for path in workdir.rglob("*") if "partial" in path.name or path.is_dir()]
-    assert {run.info.status for run in runs(suspect)} == {"FINISHED"}
-    assert len([run for run in runs(suspect) if "mlflow.parentRunId" not in run.data.tags]) == 4
-
-
-def test_starting_afresh_closes_the_run_that_was_killed(suspect, tmp_path):
-    workdir = tmp_path / "job"
-    kill_when(start(suspect, workdir), (workdir / "checkpoints" / "implant.ckpt").exists)
-    finish(start(suspect, workdir, "--set", "batch_size=32"))
-    parents = [run for run in runs(suspect) if "mlflow.parentRunId" not in run.data.tags]
-    assert sorted(run.info.status for run in parents) == ["FINISHED", "KILLED"]
-
-
-def test_a_second_process_on_the_same_work_directory_is_refused(suspect, tmp_path):
-    first = start(suspect, tmp_path / "job")
-    while not (tmp_path / "job" / "job.json").exists():
-        assert first.poll() is None
-        time.sleep(0.05)
-    second = start(suspect, tmp_path / "job")
-    _, stderr = second.communicate(timeout=120)
-    assert second.returncode == 2
-    assert "another process" in stderr
-    finish(first)
+    assert states(suspect) == ["FINISHED"] * 4 + ["KILLED"]
