@@ -18,7 +18,7 @@ from sanitize.functional.changes import FAMILIES
 from sanitize.functional.collapse import fresh_search
 from sanitize.suspects import Network
 
-ARCHITECTURES = ("small-cnn", "resnet18-narrow")
+ARCHITECTURES = ("small-cnn", "small-cnn-attention", "resnet18-narrow")
 TRIGGERS = ("patch", "corner", "blend", "sine", "warp")
 """One a seed, so that five seeds see five attacks."""
 # Score -> whether a *larger* value speaks for a backdoor.
