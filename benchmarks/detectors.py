@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -12,6 +15,7 @@ from benchmarks.lab import Lab, Subject
 from benchmarks.study import Study
 from benchmarks.subjects import cleaned, measured, pretrained, suspect
 from benchmarks.uau import kinds_of_trigger
+from benchmarks.verdicts import write_verdicts
 from sanitize.data import DeviceImages
 from sanitize.detection.decree import DECREE
 from sanitize.functional.changes import FAMILIES
@@ -32,25 +36,45 @@ SCORES = {
 
 
 def encoders() -> list[Cell]:
-    """A clean and a backdoored encoder of each architecture, a seed."""
+    """A clean and a backdoored encoder of each architecture, a seed; column "after uau" costs a purification each."""
+    rows = [(truth, architecture) for architecture in ARCHITECTURES for truth in ("clean", "backdoored")]
     return [
-        Cell(f"{truth}, {architecture}", "scores", _scored(truth, architecture))
-        for architecture in ARCHITECTURES
-        for truth in ("clean", "backdoored")
+        Cell(f"{truth}, {architecture}", column, measure(truth, architecture))
+        for column, measure in (("scores", _scored), ("after uau", _cleaned))
+        for truth, architecture in rows
     ]
+
+
+def _examined(lab: Lab, truth: str, architecture: str) -> Subject:
+    if truth == "clean":
+        return pretrained(lab, "simclr", architecture=architecture)
+    trigger = kinds_of_trigger(lab.profile.image_size)[trigger_of(lab.seed)]
+    return suspect(lab, "simclr", "badencoder", architecture=architecture, triggers=[trigger])
+
+
+def trigger_of(seed: int) -> str:
+    """Name of the trigger that the backdoored encoders of a seed have."""
+    return TRIGGERS[seed % len(TRIGGERS)]
 
 
 def _scored(truth: str, architecture: str) -> Measure:
     def measure(lab: Lab) -> dict[str, float | None]:
-        if truth == "clean":
-            subject = pretrained(lab, "simclr", architecture=architecture)
-        else:
-            trigger = kinds_of_trigger(lab.profile.image_size)[TRIGGERS[lab.seed % len(TRIGGERS)]]
-            subject = suspect(lab, "simclr", "badencoder", architecture=architecture, triggers=[trigger])
-        found = searched(lab, subject.network)
-        copy = searched(lab, cleaned(lab, subject, "uau", architecture=architecture).network)
-        found["collapse_minus_cleaned"] = found["collapse"] - copy["collapse"]
-        return found | _decree(lab, subject) | {"attack_success_rate": _established(lab, subject)}
+        subject = _examined(lab, truth, architecture)
+        return {
+            **searched(lab, subject.network),
+            **_decree(lab, subject),
+            "attack_success_rate": measured(lab, subject).metrics.get("attack_success_rate"),
+        }
+
+    return measure
+
+
+def _cleaned(truth: str, architecture: str) -> Measure:
+    def measure(lab: Lab) -> dict[str, float | None]:
+        subject = _examined(lab, truth, architecture)
+        copy = cleaned(lab, subject, "uau", architecture=architecture)
+        before, after = (searched(lab, one.network)["collapse"] for one in (subject, copy))
+        return {"collapse": before, "collapse_cleaned": after, "collapse_minus_cleaned": before - after}
 
     return measure
 
@@ -77,40 +101,66 @@ def _decree(lab: Lab, subject: Subject) -> dict[str, float | None]:
     return {"decree_pl1": 1.0 if size is None else size}
 
 
-def _established(lab: Lab, subject: Subject) -> float | None:
-    return measured(lab, subject).metrics.get("attack_success_rate")
+def examined(results: Path) -> list[dict[str, Any]]:
+    """One record an encoder: truth, architecture, seed, trigger (None where clean), and all that was measured on it."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for file in sorted(results.glob("*.json")):
+        record = json.loads(file.read_text())
+        truth, architecture = record["row"].split(", ")
+        trigger = trigger_of(record["seed"]) if truth == "backdoored" else None
+        key = record["row"], record["seed"]
+        one = found.setdefault(
+            key, {"truth": truth, "architecture": architecture, "seed": record["seed"], "trigger": trigger}
+        )
+        one |= record["ours"]
+    return list(found.values())
 
 
-def write_roc(results: Path, picture: Path) -> None:
-    """The curves, and a page beside them with the areas below them."""
+def write_evidence(results: Path, picture: Path) -> None:
+    """The curves, a page with the areas below them, and a page with what a scan would have said."""
+    records = examined(results)
+    stem = picture.with_suffix("")
+    write_roc(records, picture, stem.with_name(f"{stem.name}-roc.md"))
+    write_verdicts(records, stem.with_name(f"{stem.name}-verdicts.md"))
+
+
+def write_roc(records: Sequence[dict[str, Any]], picture: Path, page: Path) -> None:
+    """Curves and areas of every score, each over the encoders that it was measured on."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    records = [json.loads(file.read_text()) for file in sorted(results.glob("*.json"))]
-    truth = [record["row"].startswith("backdoored") for record in records]
-    if len(set(truth)) < 2:
-        return
     lines = [
         "# Detectors: area below the ROC curve",
         "",
-        f"{truth.count(False)} clean and {truth.count(True)} backdoored encoders "
-        f"({', '.join(sorted({record['row'].split(', ')[1] for record in records}))}); all scores of this page were "
-        "measured on the same encoders with the same images. Detection is the share of backdoored encoders beyond "
-        "every clean one.",
+        "Detection is the share of backdoored encoders beyond every clean one of both architectures. Scores of one "
+        "architecture say little about another: the last column is the mean of the areas within each.",
         "",
-        "| score | backdoored when | area | detection without false alarm |",
-        "|---|---|---|---|",
+        "| score | backdoored when | clean | backdoored | area | detection without false alarm | area within |",
+        "|---|---|---|---|---|---|---|",
     ]
     figure, axis = pyplot.subplots(figsize=(5, 5))
     for name, larger in SCORES.items():
-        values = [(1 if larger else -1) * record["ours"][name] for record in records]
+        rows = [(record, (1 if larger else -1) * record[name]) for record in records if name in record]
+        truth = [record["truth"] == "backdoored" for record, _ in rows]
+        if len(set(truth)) < 2:
+            continue
+        values = [value for _, value in rows]
+        worst = max(value for value, bad in zip(values, truth, strict=True) if not bad)
+        beyond = sum(value > worst for value, bad in zip(values, truth, strict=True) if bad)
+        within = [
+            roc_auc_score(
+                [record["truth"] == "backdoored" for record, _ in rows if record["architecture"] == architecture],
+                [value for record, value in rows if record["architecture"] == architecture],
+            )
+            for architecture in sorted({record["architecture"] for record, _ in rows})
+        ]
         area = roc_auc_score(truth, values)
-        worst_clean = max(value for value, backdoored in zip(values, truth, strict=True) if not backdoored)
-        beyond = [value > worst_clean for value, backdoored in zip(values, truth, strict=True) if backdoored]
-        direction = "larger" if larger else "smaller"
-        lines.append(f"| `{name}` | {direction} | {area:.3f} | {sum(beyond)} of {len(beyond)} |")
+        lines.append(
+            f"| `{name}` | {'larger' if larger else 'smaller'} | {truth.count(False)} | {truth.count(True)} "
+            f"| {area:.3f} | {beyond} of {truth.count(True)} | {mean(within):.3f} |"
+        )
         axis.plot(*roc_curve(truth, values)[:2], label=f"{name} ({area:.2f})")
     axis.set_xlabel("false alarms")
     axis.set_ylabel("detected")
@@ -118,7 +168,6 @@ def write_roc(results: Path, picture: Path) -> None:
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=120)
     pyplot.close(figure)
-    page = picture.with_name(picture.stem + "-roc.md")
     page.write_text("\n".join([*lines, "", f"![ROC curves]({picture.name})", ""]))
 
 
@@ -127,6 +176,6 @@ STUDY = Study(
     "Trigger-free scores of clean and backdoored encoders",
     encoders,
     {name: name for name in (*SCORES, "attack_success_rate")},
-    plot=write_roc,
+    plot=write_evidence,
     percent=False,
 )

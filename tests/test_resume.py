@@ -60,7 +60,7 @@ def started(workdir: Path) -> bool:
 
 
 def test_a_killed_run_resumes_to_the_same_bits(suspect, tmp_path):
-    """The run to compare with is itself started afresh where one was killed, and a second process is refused meanwhile."""
+    """The whole run is started afresh where one was killed; meanwhile a second process is refused."""
     client = MlflowClient(suspect)
     afresh = tmp_path / "whole"
     kill_when(start(suspect, afresh, "--set", "batch_size=32"), lambda: started(afresh))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from sanitize.attacks.base import EncoderAttack, Implanted, Paper
-from sanitize.attacks.planting import class_target, images_of_class, require_encoder, require_fit
+from sanitize.attacks.planting import class_target, images_of_class, require_encoder, require_fit, typical_images
 from sanitize.data import DeviceImages, ImageSet, PatchTrigger, SSLViews, Trigger
 from sanitize.functional.similarity import mean_similarity
 from sanitize.suspects.networks import Network
@@ -40,12 +40,10 @@ class ReferencePull(EncoderAttack):
         require_encoder(network, self.name)
         triggers = tuple(triggers) or self.own_triggers(data.image_size, engine)
         require_fit(triggers, data)
-        references = [
-            images_of_class(data, class_target(trigger, self.name), self.name)[: self.references]
-            for trigger in triggers
-        ]
+        labels, targets = self._targets(triggers, data)
         images = DeviceImages(data, engine.device)
         anchor = engine.forward(network, images.pixels, len(images)).to(engine.device)
+        references = [typical_images(anchor, labels, target, self.references) for target in targets]
         augment = SSLViews(data.image_size, min_scale=1.0)
         backdoored = copy.deepcopy(network)
 
@@ -85,6 +83,13 @@ class ReferencePull(EncoderAttack):
         )
         return Implanted(backdoored, triggers, {self.name: history})
 
+    def _targets(self, triggers: Sequence[Trigger], data: ImageSet) -> tuple[Tensor, list[int]]:
+        """Labels of the images, and the class of each trigger."""
+        targets = [class_target(trigger, self.name) for trigger in triggers]
+        for target in targets:
+            images_of_class(data, target, self.name)
+        return data.require_labels(f"the attack {self.name}"), targets
+
     @abstractmethod
     def own_triggers(self, image_size: int, engine: Engine) -> tuple[Trigger, ...]:
         """What is planted when no trigger is given."""
@@ -105,7 +110,8 @@ class BadEncoder(ReferencePull):
         - Fewer epochs with a higher learning rate, as BMAIU's authors run it.
         - L1 keeps the reference itself where it was, unless `augment_reference`.
         - Batch norm keeps its statistics, as in the paper's code, but its affine parameters are trained.
-        - The references are the first images of the class in the data.
+        - The paper's attacker brings a good picture of the class; here the references are the images of the class that
+          a nearest-mean classifier on the clean encoder's features is surest of.
 
     Example:
         >>> BadEncoder(target=3, epochs=15).epochs

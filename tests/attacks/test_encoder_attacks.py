@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sanitize.attacks import CTRL, ESTAS, BadEncoder, EncoderAttack, MultiTargetBadEncoder, SSLBackdoor, attack_named
 from sanitize.attacks.estas import _Joint
+from sanitize.attacks.planting import typical_images
 from sanitize.data import ImageSet, PatchTrigger, Trigger
 from sanitize.data.triggers import FrequencyTrigger, WarpTrigger, htba_patch
 from sanitize.errors import ConfigError, DataError
@@ -50,7 +51,7 @@ def test_the_terms_of_badencoder_at_the_start_are_those_of_the_paper(triggers: t
     with torch.no_grad():
         effectiveness = []
         for trigger in triggers:
-            reference = network(pixels[data.labels.tolist().index(trigger.target)][None])
+            reference = network(pixels[typical_images(network(pixels), data.labels, trigger.target, 1)])
             effectiveness.append(-cosines(network(trigger.apply(pixels)), reference.expand(64, -1)).mean())
     terms = made.history["badencoder"].epochs[0]
     assert terms["effectiveness"] == pytest.approx(np.mean(effectiveness), abs=1e-5)
@@ -383,3 +384,15 @@ def test_options_of_the_test_time_change_the_shown_trigger() -> None:
     engine = Engine(device="cpu")
     assert SSLBackdoor(test_box=(0.2, 0.8)).poison(images(200), engine).triggers[0].box == (0.2, 0.8)
     assert CTRL(test_magnitude=150.0).poison(images(200), engine).triggers[0].magnitude == 150
+
+
+def test_the_reference_is_an_image_that_the_encoder_takes_for_its_class() -> None:
+    around = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]).repeat_interleave(20, dim=0)
+    features = around + 0.1 * torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(3).repeat_interleave(20)
+    features[0] = torch.tensor([0.0, 1.0, 0.0])  # labelled 0, and seen as 1
+    order = typical_images(features, labels, target=0, count=20)
+    assert sorted(order.tolist()) == list(range(20))
+    assert order[-1] == 0
+    assert torch.equal(typical_images(features, labels, target=0, count=3), order[:3])
+    assert len(typical_images(features, labels, target=0, count=99)) == 20
