@@ -158,6 +158,10 @@ def judge_scan(
             f"{references} clean references were given, and {policy.minimum_references} are needed to say what clean "
             "models of this architecture look like; give more with --reference"
         ]
+    if not chances:
+        return Verdict.INCONCLUSIVE, [
+            "no measure that tells backdoored models from clean ones was obtained; see what was not measured, and why"
+        ]
     smallest = min(chances.values())
     return Verdict.PASS, [
         f"no evidence of a backdoor in {len(chances)} measures, judged by {told} (smallest chance {smallest:.2g}, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sanitize.evaluation import Policy, judge_purification
+from sanitize.evaluation import Policy, judge_purification, judge_scan
 from sanitize.evaluation.removal import CanaryOutcome, DrillResult
 from sanitize.types import Verdict
 
@@ -140,3 +140,24 @@ def test_a_destroyed_network_fails_whatever_the_drill_says():
     policy = Policy(minimum_removal_bound=0.86)
     verdict, _ = judge_purification(BEFORE, AFTER, destroyed="moved too far", policy=policy, drill=drill(20))
     assert verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize(
+    ("chances", "references", "expected", "named"),
+    [
+        ({"collapse_patch": 0.3, "collapse_perturbation": 0.5}, 5, Verdict.PASS, "no evidence"),
+        ({"collapse_patch": 0.3, "collapse_perturbation": 0.01}, 5, Verdict.FAIL, "collapse_perturbation"),
+        (
+            {"collapse_patch": 0.3, "collapse_perturbation": 0.03},
+            5,
+            Verdict.PASS,
+            "no evidence",
+        ),  # 0.05 for two measures
+        ({"collapse_patch": 0.0001}, 4, Verdict.INCONCLUSIVE, "4 clean references"),
+        ({}, 5, Verdict.INCONCLUSIVE, "no measure"),
+    ],
+)
+def test_a_scan_is_judged_by_its_chances_and_the_number_of_references(chances, references, expected, named):
+    result, reasons = judge_scan(chances, references, [], Policy())
+    assert result is expected
+    assert named in reasons[0]
