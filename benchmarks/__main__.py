@@ -79,6 +79,7 @@ def detectors(
     profile: ProfileName = "digits",
     seed: Seeds = None,
     row: Rows = None,
+    column: Columns = None,
     minutes: Minutes = None,
     work: Work = WORK,
     output: Output = RESULTS,
@@ -93,7 +94,7 @@ def detectors(
     conduct(
         STUDY,
         Circumstances(
-            profile, seed or list(range(5)), row, None, minutes, work, output, device, precision, tracking_uri
+            profile, seed or list(range(10)), row, column, minutes, work, output, device, precision, tracking_uri
         ),
     )
 

@@ -152,12 +152,13 @@ def test_a_destroyed_network_fails_whatever_the_drill_says():
             5,
             Verdict.PASS,
             "no evidence",
-        ),  # 0.05 for two measures
+        ),
         ({"collapse_patch": 0.0001}, 4, Verdict.INCONCLUSIVE, "4 clean references"),
         ({}, 5, Verdict.INCONCLUSIVE, "no measure"),
     ],
 )
 def test_a_scan_is_judged_by_its_chances_and_the_number_of_references(chances, references, expected, named):
+    """Two measures share the 5 % evenly."""
     result, reasons = judge_scan(chances, references, [], Policy())
     assert result is expected
     assert named in reasons[0]
