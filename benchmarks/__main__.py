@@ -75,6 +75,32 @@ def uau(
 
 
 @app.command()
+def classifiers(
+    part: Annotated[str, typer.Option("--part", help="purification or samples (FCT beside other scores).")] = (
+        "purification"
+    ),
+    profile: ProfileName = "small",
+    seed: Seeds = None,
+    row: Rows = None,
+    column: Columns = None,
+    minutes: Minutes = None,
+    work: Work = WORK,
+    output: Output = RESULTS,
+    device: Device = "auto",
+    precision: Precision = "32-true",
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Purifications of classifiers, D-ST, and FCT."""
+    from benchmarks.classifiers import PARTS
+    from benchmarks.study import Circumstances, conduct
+
+    conduct(
+        _chosen(PARTS, "part", part),
+        Circumstances(profile, seed or [0], row, column, minutes, work, output, device, precision, tracking_uri),
+    )
+
+
+@app.command()
 def detectors(
     profile: ProfileName = "digits",
     seed: Seeds = None,
