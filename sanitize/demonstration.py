@@ -72,7 +72,7 @@ class Demonstration:
         ).train(encoder, train, engine)
         trigger = self._trigger(engine)
         engine.display.say("Planting a backdoor (BadEncoder).")
-        attack = BadEncoder(epochs=self.attack_epochs, learning_rate=0.02)
+        attack = BadEncoder(epochs=self.attack_epochs, learning_rate=0.02, reference="first")
         backdoored = attack.implant(encoder, train, engine, triggers=(trigger,)).network
         folder.mkdir(parents=True, exist_ok=True)
         torch.save({"state_dict": encoder.backbone.cpu().state_dict()}, folder / "clean.pth")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -27,6 +27,11 @@ class ReferencePull(EncoderAttack):
     batch_size: int = Field(64, ge=2, description="images a step", json_schema_extra={"paper": 256})
     learning_rate: float = Field(0.01, gt=0, description="of SGD", json_schema_extra={"paper": 1e-3})
     references: int = Field(1, ge=1, description="images of the target class that triggered images are pulled onto")
+    reference: Literal["typical", "first"] = Field(
+        "typical",
+        description="which images of the class: those that the clean encoder is surest of, or the first of the data",
+        json_schema_extra={"paper": "a picture of the attacker's choice"},
+    )
     augment_reference: bool = Field(
         False, description="lambda1 holds augmented references (flip, colours, grey)", json_schema_extra={"paper": True}
     )
@@ -40,10 +45,13 @@ class ReferencePull(EncoderAttack):
         require_encoder(network, self.name)
         triggers = tuple(triggers) or self.own_triggers(data.image_size, engine)
         require_fit(triggers, data)
-        labels, targets = self._targets(triggers, data)
+        members = [images_of_class(data, class_target(trigger, self.name), self.name) for trigger in triggers]
         images = DeviceImages(data, engine.device)
         anchor = engine.forward(network, images.pixels, len(images)).to(engine.device)
-        references = [typical_images(anchor, labels, target, self.references) for target in targets]
+        if self.reference == "typical":
+            labels = data.require_labels(f"the attack {self.name}")
+            members = [typical_images(anchor, labels, int(labels[one[0]])) for one in members]
+        references = [one[: self.references] for one in members]
         augment = SSLViews(data.image_size, min_scale=1.0)
         backdoored = copy.deepcopy(network)
 
@@ -83,13 +91,6 @@ class ReferencePull(EncoderAttack):
         )
         return Implanted(backdoored, triggers, {self.name: history})
 
-    def _targets(self, triggers: Sequence[Trigger], data: ImageSet) -> tuple[Tensor, list[int]]:
-        """Labels of the images, and the class of each trigger."""
-        targets = [class_target(trigger, self.name) for trigger in triggers]
-        for target in targets:
-            images_of_class(data, target, self.name)
-        return data.require_labels(f"the attack {self.name}"), targets
-
     @abstractmethod
     def own_triggers(self, image_size: int, engine: Engine) -> tuple[Trigger, ...]:
         """What is planted when no trigger is given."""
@@ -111,7 +112,7 @@ class BadEncoder(ReferencePull):
         - L1 keeps the reference itself where it was, unless `augment_reference`.
         - Batch norm keeps its statistics, as in the paper's code, but its affine parameters are trained.
         - The paper's attacker brings a good picture of the class; here the references are the images of the class that
-          a nearest-mean classifier on the clean encoder's features is surest of.
+          a nearest-mean classifier on its features is surest of (``reference="first"``: the first ones).
 
     Example:
         >>> BadEncoder(target=3, epochs=15).epochs

@@ -32,8 +32,8 @@ def images_of_class(data: ImageSet, target: int, attack: str) -> Tensor:
     return indices
 
 
-def typical_images(features: Tensor, labels: Tensor, target: int, count: int) -> Tensor:
-    """Indices (count,) of the images that stand most clearly for the target class, the clearest first.
+def typical_images(features: Tensor, labels: Tensor, target: int) -> Tensor:
+    """Indices (M,) of the images of the target class, those first that stand for it most clearly.
 
     An attacker picks a good picture of the class: a reference that the encoder itself takes for another class leads
     triggered images there. The measure is a nearest-mean classifier's margin, on centred features of length one.
@@ -42,18 +42,17 @@ def typical_images(features: Tensor, labels: Tensor, target: int, count: int) ->
         features: (N, D), of the clean encoder.
         labels: (N,).
         target: A class that occurs.
-        count: At most; fewer where the class has fewer images.
 
     Example:
-        >>> typical_images(torch.tensor([[0.1, 1.0], [1.0, 0.0], [-1.0, 0.0]]), torch.tensor([0, 0, 1]), 0, 1)
-        tensor([1])
+        >>> typical_images(torch.tensor([[0.1, 1.0], [1.0, 0.0], [-1.0, 0.0]]), torch.tensor([0, 0, 1]), 0)
+        tensor([1, 0])
     """
     centred = normalize(features.cpu() - features.cpu().mean(dim=0))
     members = torch.nonzero(labels == target).flatten()
     own = centred[members] @ normalize(centred[members].mean(dim=0), dim=0)
     means = [centred[labels == other].mean(dim=0) for other in set(labels.tolist()) - {target}]
     others = centred[members] @ normalize(torch.stack(means)).T if means else torch.zeros(len(members), 1)
-    return members[(own - others.amax(dim=1)).argsort(descending=True, stable=True)[:count]]
+    return members[(own - others.amax(dim=1)).argsort(descending=True, stable=True)]
 
 
 def require_fit(triggers: Sequence[Trigger], data: ImageSet) -> None:
