@@ -14,6 +14,7 @@ from benchmarks.cells import Cell, Measure
 from benchmarks.lab import Lab, Subject
 from benchmarks.study import Study
 from benchmarks.subjects import cleaned, measured, pretrained, suspect
+from benchmarks.tables import ESTABLISHED
 from benchmarks.uau import kinds_of_trigger
 from benchmarks.verdicts import write_verdicts
 from sanitize.data import DeviceImages
@@ -118,7 +119,7 @@ def examined(results: Path) -> list[dict[str, Any]]:
 
 def write_evidence(results: Path, picture: Path) -> None:
     """The curves, a page with the areas below them, and a page with what a scan would have said."""
-    records = examined(results)
+    records = [one for one in examined(results) if one["truth"] == "clean" or one["attack_success_rate"] > ESTABLISHED]
     stem = picture.with_suffix("")
     write_roc(records, picture, stem.with_name(f"{stem.name}-roc.md"))
     write_verdicts(records, stem.with_name(f"{stem.name}-verdicts.md"))
@@ -134,8 +135,9 @@ def write_roc(records: Sequence[dict[str, Any]], picture: Path, page: Path) -> N
     lines = [
         "# Detectors: area below the ROC curve",
         "",
-        "Detection is the share of backdoored encoders beyond every clean one of both architectures. Scores of one "
-        "architecture say little about another: the last column is the mean of the areas within each.",
+        f"Encoders whose attack took: success rate above {ESTABLISHED:.0%}. Detection is the number of backdoored "
+        "encoders beyond every clean one of all architectures. The last column is the mean of the areas within each "
+        "architecture.",
         "",
         "| score | backdoored when | clean | backdoored | area | detection without false alarm | area within |",
         "|---|---|---|---|---|---|---|",
