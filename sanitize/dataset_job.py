@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sanitize.dataset_inputs import MEMORY, DatasetInputs, DatasetRequest, gather_dataset, retraining_request
@@ -16,13 +17,17 @@ from sanitize.dataset_publication import DatasetPublication
 from sanitize.detection import DataDetector, detector_named
 from sanitize.errors import DataError
 from sanitize.publication import record_settings
+from sanitize.suspects import Network
 from sanitize.tracking import RunRecorder, Store, mark_interrupted
 from sanitize.trainers import SimCLR, Supervised, Trainer
-from sanitize.training import Display, Engine, require_one_process
+from sanitize.training import Display, Engine, require_splittable, world
+from sanitize.training_job import SPLITTABLE as SPLITTABLE_TRAININGS
 from sanitize.training_job import TrainingJob
 from sanitize.types import ModelKind, Report
 from sanitize.workdir import DEFAULT_PARENT, Workdir
 
+SPLITTABLE = frozenset({"fct", "patchsearch", "poisoncam"})
+"""Detectors whose search several processes may share (docs/scaling.md)."""
 WARM_UP = {"epochs": 2, "batch_size": 64, "learning_rate": 0.01, "crop_padding": 0, "flip": 0.0}
 """Of a classifier's training without a suspect: short, so that the backdoor is learned and little else, unaugmented."""
 SELF_SUPERVISED = {"epochs": 100, "batch_size": 128, "learning_rate": 0.06}
@@ -46,12 +51,18 @@ class DatasetJob:
         retraining: Trains on the cleaned data where that is asked for; the same with its own defaults when left out.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: A Lightning Fabric precision, for example ``bf16-mixed``.
-        strategy: A Lightning Fabric strategy.
+        strategy: A Lightning Fabric strategy; with several processes ``auto`` or ``ddp``.
+        devices: Processes on each machine, each with a device of its own. When left out as torchrun or srun has
+            started them, else one. All processes get the same report.
+        num_nodes: Machines; likewise.
         seed: Source of all randomness.
         tracking_uri: MLflow; its own default when left out.
         workdir: Checkpoints and results of the job; a folder below ``.sanitize`` when left out.
         resume: Continue the interrupted job in the work directory.
         display: Shows progress; silent when left out.
+
+    Raises:
+        ConfigError: The detector is unknown; or it or a training is not one that several processes can do.
 
     Example:
         >>> DatasetJob("fct", seed=1).detector.name
@@ -67,13 +78,14 @@ class DatasetJob:
         device: str = "auto",
         precision: str = "32-true",
         strategy: str = "auto",
+        devices: int | None = None,
+        num_nodes: int | None = None,
         seed: int = 0,
         tracking_uri: str | None = None,
         workdir: str | Path | None = None,
         resume: bool = False,
         display: Display | None = None,
     ) -> None:
-        require_one_process("the search of a data set")
         self.detector = detector_named(detector)() if isinstance(detector, str) else detector
         trainer, settings = TRAININGS[self.detector.kind]
         self.training = training or trainer(**settings)
@@ -81,6 +93,10 @@ class DatasetJob:
         self.device = device
         self.precision = precision
         self.strategy = strategy
+        self.devices, self.num_nodes = world(devices, num_nodes)
+        require_splittable(self.detector.name, SPLITTABLE, self.devices, self.num_nodes)
+        for one in (self.training, self.retraining):
+            require_splittable(one.name, SPLITTABLE_TRAININGS, self.devices, self.num_nodes)
         self.seed = seed
         self.tracking_uri = tracking_uri
         self.workdir = Path(workdir) if workdir else None
@@ -96,28 +112,28 @@ class DatasetJob:
         Raises:
             SanitizeError: Something is missing, unfit or out of reach.
         """
+        engine = Engine(
+            device=self.device,
+            precision=self.precision,
+            strategy=self.strategy,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
+            seed=self.seed,
+            checkpoints=self.folder(request).absolute() / "checkpoints",
+            resume=self.resume,
+            display=self.display,
+        )
+        return engine.processes.report(lambda: self._lead(request, engine), lambda: self._follow(request, engine))
+
+    def _lead(self, request: DatasetRequest, engine: Engine) -> Report:
+        """What one process does, or the first of several."""
         with Workdir(self.folder(request), resume=self.resume) as workdir:
-            engine = Engine(
-                device=self.device,
-                precision=self.precision,
-                strategy=self.strategy,
-                seed=self.seed,
-                checkpoints=workdir.checkpoints,
-                resume=self.resume,
-                display=self.display,
-            )
             store = Store(self.tracking_uri)
-            inputs = gather_dataset(
-                request, self.detector, self.training, seed=self.seed, store=store, folder=workdir.quarantine
-            )
-            fingerprint = inputs.fingerprint | {
-                "method": repr(self.detector),
-                "retraining": repr(self.retraining) if request.register_model else "",
-                "seed": str(self.seed),
-                "precision": self.precision,
-            }
+            inputs = self._gather(request, store, workdir.quarantine)
+            fingerprint = self._fingerprint(request, inputs)
             if finished := workdir.finished_report(fingerprint):
                 self.display.say(f"This job is finished already; its report is {finished}.")
+                engine.processes.tell("job", None)
                 return Report.from_dict(json.loads(finished.read_text()))
             run_id = workdir.begin(fingerprint)
             if workdir.interrupted_run:
@@ -127,9 +143,61 @@ class DatasetJob:
             with RunRecorder(store, name=name, run_id=run_id) as recorder:
                 workdir.remember_run(recorder.run_id)
                 engine.recorder = recorder
+                engine.processes.tell("job", fingerprint)
                 report = _Cleaning(self, request, inputs, engine, store, recorder, workdir).run()
             workdir.finish()
         return report
+
+    def _follow(self, request: DatasetRequest, engine: Engine) -> None:
+        """What the other processes do: read the same, work with the first one, write nothing."""
+        processes = engine.processes
+        fingerprint = processes.hear("job")
+        if fingerprint is None:
+            return
+        quarantine = self.folder(request).absolute() / "quarantine"  # images that take much room go there
+        quarantine.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=quarantine, ignore_cleanup_errors=True) as folder:
+            inputs = self._gather(request, Store(self.tracking_uri), Path(folder))
+            processes.require_same_job(fingerprint, self._fingerprint(request, inputs))
+            if inputs.suspect is None:
+                self.training.train(inputs.network, inputs.data, engine)
+            self.detector.score(inputs.network, inputs.data, engine)
+            if cleaned := processes.hear("retrain"):
+                self.retrain(request, cleaned, inputs.network)
+
+    def retrain(self, request: DatasetRequest, cleaned: str, network: Network) -> Report:
+        """Train on what is left; a job of its own, with a report of its own.
+
+        Args:
+            request: That of this job.
+            cleaned: ``models:/NAME/VERSION`` of what is left.
+            network: Gives the architecture.
+        """
+        folder = self.folder(request).absolute() / "retraining"
+        return TrainingJob(
+            self.retraining,
+            device=self.device,
+            precision=self.precision,
+            strategy=self.strategy,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
+            seed=self.seed,
+            tracking_uri=self.tracking_uri,
+            workdir=folder,
+            resume=self.resume and (folder / "job.json").exists(),
+            display=self.display,
+        ).run(retraining_request(request, cleaned, network))
+
+    def _gather(self, request: DatasetRequest, store: Store, folder: Path) -> DatasetInputs:
+        return gather_dataset(request, self.detector, self.training, seed=self.seed, store=store, folder=folder)
+
+    def _fingerprint(self, request: DatasetRequest, inputs: DatasetInputs) -> dict[str, str]:
+        return inputs.fingerprint | {
+            "method": repr(self.detector),
+            "retraining": repr(self.retraining) if request.register_model else "",
+            "seed": str(self.seed),
+            "precision": self.precision,
+        }
 
     def folder(self, request: DatasetRequest) -> Path:
         """Work directory of the job."""
@@ -193,9 +261,11 @@ class _Cleaning:
         if bool(split.poisoned.any()):
             with self._timed("register"):
                 report.outputs["data_uri"] = self.publication.release(report, split)
-            if self.request.register_model:
-                with self._timed("retrain"):
-                    self._retrain(report)
+        cleaned = report.outputs["data_uri"] if self.request.register_model else None
+        self.engine.processes.tell("retrain", cleaned)
+        if cleaned:
+            with self._timed("retrain"):
+                self._retrain(report, cleaned)
         report.timings = self.timings
         return self.publication.deliver(report)
 
@@ -208,20 +278,8 @@ class _Cleaning:
         self.timings["train"] = round(time.perf_counter() - started, 3)
         self.training_accuracy = trained.metrics.get("training_accuracy")
 
-    def _retrain(self, report: Report) -> None:
-        """Train on what is left; the result is a job of its own, with a report of its own."""
-        job, folder = self.job, self.workdir.path / "retraining"
-        trained = TrainingJob(
-            job.retraining,
-            device=job.device,
-            precision=job.precision,
-            strategy=job.strategy,
-            seed=job.seed,
-            tracking_uri=job.tracking_uri,
-            workdir=folder,
-            resume=job.resume and (folder / "job.json").exists(),
-            display=job.display,
-        ).run(retraining_request(self.request, report.outputs["data_uri"], self.inputs.network))
+    def _retrain(self, report: Report, cleaned: str) -> None:
+        trained = self.job.retrain(self.request, cleaned, self.inputs.network)
         report.outputs |= {name: trained.outputs[name] for name in ("model_uri", "alias", "onnx_uri")}
         report.outputs |= {"retraining_run": trained.outputs["run_id"], "retraining_verdict": str(trained.verdict)}
         report.metrics["after"] |= trained.metrics["after"]

@@ -59,6 +59,8 @@ def dataset(
     device: options.Device = "auto",
     precision: options.Precision = "32-true",
     strategy: options.Strategy = "auto",
+    devices: options.Devices = None,
+    num_nodes: options.NumNodes = None,
     seed: options.Seed = 0,
     tracking_uri: options.TrackingUri = None,
     format: options.Format = "table",
@@ -82,7 +84,7 @@ def dataset(
     from sanitize.errors import ConfigError
     from sanitize.recipes import configure
     from sanitize.trainers import trainer_named
-    from sanitize.training import Display
+    from sanitize.training import Display, first_process
 
     check_outputs(format, output)
     if retrain != (register_model is not None):
@@ -103,6 +105,8 @@ def dataset(
         device=device,
         precision=precision,
         strategy=strategy,
+        devices=devices,
+        num_nodes=num_nodes,
         seed=seed,
         tracking_uri=tracking_uri,
         workdir=workdir,
@@ -129,5 +133,7 @@ def dataset(
 
         return preview(lambda: of_dataset(job, request), format)
     report = job.run(request)
+    if not first_process():
+        raise typer.Exit  # the first one says what there is to say
     emit(report, format, output)
     raise typer.Exit(report.verdict.exit_code)

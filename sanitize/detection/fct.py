@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sanitize.data import DeviceImages, ImageSet
 from sanitize.detection.base import DataDetector, Paper, Scores, Split
 from sanitize.errors import ArchitectureError, ConfigError, DataError
-from sanitize.functional.consistency import Transformation, feature_consistency, transform
+from sanitize.functional.consistency import Drawn, Transformation, draw, feature_consistency, transformed
 from sanitize.functional.two_groups import MINIMUM_GROUP, TwoGroups, stands_out, two_groups
 from sanitize.suspects.heads import find_head, remove_head
 from sanitize.suspects.networks import Network
@@ -100,15 +100,19 @@ class FCT(DataDetector):
     def score(self, network: Network, data: ImageSet, engine: Engine) -> Scores:
         """One pass over the data: an image and its transformed copies go through the network together.
 
+        With several processes each takes some batches; the scores are those of one process, bit for bit.
+
         Raises:
             ArchitectureError: The network has no linear head whose input would be the features.
         """
-        images = DeviceImages(data, engine.device)
-        consistency = _Consistency(
-            feature_extractor(network), self.transformations, self.draws, engine.generator("fct")
-        )
-        values = engine.forward(consistency, images.pixels, len(images))[:, 0]
-        return Scores(values, data.labels)
+        images, generator = DeviceImages(data, engine.device), engine.generator("fct")
+
+        def shown(rows: Tensor) -> tuple[Tensor, list[Drawn]]:
+            pixels = images.pixels(rows)
+            return pixels, [draw(self.transformations, pixels.shape, generator) for _ in range(self.draws)]
+
+        consistency = _Consistency(feature_extractor(network), self.transformations)
+        return Scores(engine.forward(consistency, shown, len(images))[:, 0], data.labels)
 
     def split(self, scores: Scores) -> Split:
         """Clean, uncertain, poisoned.
@@ -206,22 +210,19 @@ def logit_layer(network: Network) -> str:
 
 
 class _Consistency(nn.Module):
-    """Scores (N, 1) of images (N, 3, H, W)."""
+    """Scores (N, 1) of images (N, 3, H, W), with the random numbers of each transformed copy."""
 
-    def __init__(
-        self, features: nn.Module, names: tuple[Transformation, ...], draws: int, generator: torch.Generator
-    ) -> None:
+    def __init__(self, features: nn.Module, names: tuple[Transformation, ...]) -> None:
         super().__init__()
         self.features = features
         self.names = names
-        self.draws = draws
-        self.generator = generator
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, shown: tuple[Tensor, list[Drawn]]) -> Tensor:
+        images, draws = shown
         where = self.features(images).flatten(1).float()
         moved = [
-            feature_consistency(where, self.features(transform(images, self.names, self.generator)).flatten(1).float())
-            for _ in range(self.draws)
+            feature_consistency(where, self.features(transformed(images, self.names, drawn)).flatten(1).float())
+            for drawn in draws
         ]
         return torch.stack(moved, dim=1).mean(dim=1, keepdim=True)
 

@@ -34,7 +34,7 @@ class Assigner:
         self.centres = clusters.centres.to(engine.device)
         self.batch_size = batch_size
         self.forwards = 0
-        self._engine = engine
+        self.engine = engine
         self._half_norms = self.centres.square().sum(dim=1) / 2
 
     @torch.inference_mode()
@@ -42,7 +42,7 @@ class Assigner:
         """Cluster (B,) int64 and distance (B,) to its centre of images (B, 3, H, W) in [0, 1], on the device."""
         labels, distances = [], []
         for part in torch.split(images, self.batch_size):
-            with self._engine.fabric.autocast():
+            with self.engine.fabric.autocast():
                 features = self.network(part.contiguous(memory_format=torch.channels_last))
             best = (functional.normalize(features.float()) @ self.centres.T - self._half_norms).max(dim=1)
             labels.append(best.indices)
@@ -56,7 +56,7 @@ class FlipTest:
     """Images near the centres, each with the place where windows are pasted on it.
 
     All windows meet an image at the same place, so that they are compared under equal conditions and pasting is a
-    slice.
+    slice. With several processes each takes some batches of pairs of window and image; the counts are the same.
 
     Args:
         assign: Nearest cluster.
@@ -85,23 +85,32 @@ class FlipTest:
             (N,) float32 on the device. ``to_source``: images in the cluster afterwards, less those before; may be
             negative.
         """
-        counted = torch.zeros(len(windows), device=self.images.device)
-        size, batch = windows.shape[-1], self.assign.batch_size
+        counted, batch = torch.zeros(len(windows), device=self.images.device), self.assign.batch_size
+        pairs: list[tuple[Tensor, slice]] = []
         for chosen in torch.split(torch.arange(len(windows), device=self.images.device), batch):
             group = max(1, batch // len(chosen))
-            for start in range(first, last, group):
-                rows = range(start, min(start + group, last))
-                shown = self.images[start : rows.stop, None].repeat(1, len(chosen), 1, 1, 1)
-                for number, (top, left) in enumerate(self.corners[start : rows.stop]):
-                    shown[number, :, :, top : top + size, left : left + size] = windows[chosen]
-                labels = self.assign(shown.flatten(0, 1).float() / 255)[0].view(len(rows), -1)
-                before, source = self.before[start : rows.stop, None], sources[chosen]
-                if self.rule == "any":
-                    flipped = (labels != before).float()
-                else:
-                    flipped = (labels == source).float() - (before == source).float()
-                counted[chosen] += flipped.sum(dim=0)
+            pairs += [(chosen, slice(start, min(start + group, last))) for start in range(first, last, group)]
+
+        def flipped(pair: tuple[Tensor, slice]) -> Tensor:
+            return self._flipped(windows[pair[0]], sources[pair[0]], pair[1])
+
+        processes = self.assign.engine.processes
+        with processes.together(f"a flip test of {len(windows)} windows on images {first} to {last}"):
+            for (chosen, _), counts in zip(pairs, processes.in_turns(pairs, flipped), strict=True):
+                counted[chosen] += counts
         return counted
+
+    def _flipped(self, windows: Tensor, sources: Tensor, rows: slice) -> Tensor:
+        """The counts for these rows of the images, which with the windows are one batch."""
+        size = windows.shape[-1]
+        shown = self.images[rows, None].repeat(1, len(windows), 1, 1, 1)
+        for number, (top, left) in enumerate(self.corners[rows]):
+            shown[number, :, :, top : top + size, left : left + size] = windows
+        labels = self.assign(shown.flatten(0, 1).float() / 255)[0].view(len(shown), -1)
+        before = self.before[rows, None]
+        if self.rule == "any":
+            return (labels != before).float().sum(dim=0)
+        return ((labels == sources).float() - (before == sources).float()).sum(dim=0)
 
     def plain(self, windows: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
         """Share of all images that each window flips, (N,), and the number of images, (N,) int64."""

@@ -13,6 +13,7 @@ from sanitize.data import DeviceImages, ImageSet
 from sanitize.detection.base import Scores
 from sanitize.detection.window_evidence import Evidence, windows_of
 from sanitize.functional.masks import best_window
+from sanitize.training.processes import Processes
 
 Attention = Callable[[Tensor], Tensor]
 """Images (B, 3, H, W) in [0, 1] on the device -> maps (B, H, W)."""
@@ -73,7 +74,7 @@ def ranking(values: Tensor, flips: Tensor) -> Tensor:
 
 
 class WindowSearch:
-    """Windows and scores of the images that were asked about so far.
+    """Windows and scores of the images that were asked about so far, the same in all processes.
 
     Args:
         data: The images.
@@ -82,24 +83,34 @@ class WindowSearch:
         window: Side in pixels.
         attention: Makes maps.
         flip: The flip test.
+        processes: Share the search for windows, 64 images at a time.
     """
 
     def __init__(
-        self, data: ImageSet, images: DeviceImages, clusters: Tensor, window: int, attention: Attention, flip: Flip
+        self,
+        data: ImageSet,
+        images: DeviceImages,
+        clusters: Tensor,
+        window: int,
+        attention: Attention,
+        flip: Flip,
+        processes: Processes,
     ) -> None:
         self.values = torch.zeros(len(data))
         self.flips = torch.zeros(len(data), dtype=torch.int64)
         self.corners = torch.full((len(data), 2), -1)
         self._data, self._images = data, images
         self.clusters, self.window = clusters, window
-        self._attention, self._flip = attention, flip
+        self._attention, self._flip, self._processes = attention, flip, processes
 
     def score(self, rows: Tensor) -> Tensor:
         """Find and try the windows of these images; their scores (B,)."""
-        places = [
-            best_window(self._attention(self._images.pixels(part)), self.window) for part in torch.split(rows, _CHUNK)
-        ]
-        self.corners[rows] = torch.cat(places).cpu()
+
+        def places(part: Tensor) -> Tensor:
+            return best_window(self._attention(self._images.pixels(part)), self.window)
+
+        with self._processes.together(f"a search of {len(rows)} images"):
+            self.corners[rows] = torch.cat([*self._processes.in_turns(torch.split(rows, _CHUNK), places)]).cpu()
         self.values[rows], self.flips[rows] = self.tried(rows, self.corners[rows])
         return self.values[rows]
 

@@ -38,6 +38,9 @@ class WindowDetector(DataDetector):
     4. The best windows are weighed against windows from random places, see `sanitize.detection.window_evidence`.
     5. With evidence only: small networks learn the best windows on other images, and filter all images; then the
        windows of the images that are left are tried again, for there may be another trigger.
+
+    Several processes share batches in steps 1 to 3, which give the bits of one process, and the training and filtering
+    in step 5, which do so but for rounding.
     """
 
     kind: ClassVar[ModelKind] = "encoder"
@@ -169,7 +172,8 @@ class WindowDetector(DataDetector):
         images = DeviceImages(data, engine.device)
         with engine.recorder.stage(f"{self.name}-features"):
             features = features_of(network, data, images, engine, batch_size=self.batch_size, purpose=self.name)
-        clusters = clusters_of(features, self._clusters(data), seed=engine.seed)
+        # Threads of k-means add up in any order.
+        clusters = engine.processes.same(clusters_of(features, self._clusters(data), seed=engine.seed))
         assign = Assigner(network, clusters, engine, self.batch_size)
         window = self.window_on(data.image_size)
         found = WindowSearch(
@@ -179,6 +183,7 @@ class WindowDetector(DataDetector):
             window,
             self.attention(assign, data.image_size, engine),
             self._flips(assign, data, clusters, window, engine),
+            engine.processes,
         )
         order = engine.generator(f"{self.name}/search")
         if self.search == "all" or (self.search == "auto" and len(data) < SMALL):

@@ -19,6 +19,9 @@ BLUR_SIGMA = (0.1, 2.0)
 ERASED_AREA = (0.2, 0.3)
 ERASED_RATIO = (0.5, 1.0)
 
+Drawn = list[list[Tensor]]
+"""For each transformation what is random in it: numbers in [0, 1)."""
+
 
 def feature_consistency(features: Tensor, transformed: Tensor) -> Tensor:
     """How far features move (FCT; Chen, Wu, Wang, NeurIPS 2022): the mean squared difference of matching rows.
@@ -56,18 +59,53 @@ def transform(images: Tensor, names: tuple[Transformation, ...], generator: torc
         >>> transform(torch.ones(2, 3, 8, 8), ("rotate", "shift"), torch.Generator().manual_seed(0)).shape
         torch.Size([2, 3, 8, 8])
     """
+    return transformed(images, names, draw(names, images.shape, generator))
+
+
+def draw(names: tuple[Transformation, ...], shape: torch.Size, generator: torch.Generator) -> Drawn:
+    """What is random in a `transform` of images (N, 3, H, W), which need not be at hand for that.
+
+    Args:
+        names: Of the transformations.
+        shape: Of the images.
+        generator: As of `transform`; gives the same numbers.
+
+    Example:
+        >>> images, generator = torch.rand(2, 3, 8, 8), torch.Generator()
+        >>> drawn = draw(("shift",), images.shape, generator.manual_seed(0))
+        >>> again = transform(images, ("shift",), generator.manual_seed(0))
+        >>> torch.equal(transformed(images, ("shift",), drawn), again)
+        True
+    """
+    device = generator.device
+    drawn = []
     for name in names:
-        images = _TRANSFORMATIONS[name](images, generator)
+        sizes: list[tuple[int, ...]] = [(_NUMBERS[name], shape[0])]
+        if name == "erase":
+            sizes.append(tuple(shape))
+        drawn.append([torch.rand(size, generator=generator, device=device) for size in sizes])
+    return drawn
+
+
+def transformed(images: Tensor, names: tuple[Transformation, ...], drawn: Drawn) -> Tensor:
+    """Images after a `transform` whose random numbers are given.
+
+    Args:
+        images: (N, 3, H, W), RGB in [0, 1]; not changed.
+        names: Of the transformations.
+        drawn: From `draw`, for the same names and shape; on any device.
+    """
+    for name, numbers in zip(names, drawn, strict=True):
+        images = _TRANSFORMATIONS[name](images, *(part.to(images.device) for part in numbers))
     return images
 
 
-def _uniform(low: float, high: float, count: int, images: Tensor, generator: torch.Generator) -> Tensor:
-    drawn = torch.rand((count, len(images)), generator=generator, device=generator.device)
-    return low + (high - low) * drawn.to(images.device)
+def _between(low: float, high: float, drawn: Tensor) -> Tensor:
+    return low + (high - low) * drawn
 
 
-def _rotate(images: Tensor, generator: torch.Generator) -> Tensor:
-    angle = _uniform(-math.pi, math.pi, 1, images, generator)[0]
+def _rotate(images: Tensor, drawn: Tensor) -> Tensor:
+    angle = _between(-math.pi, math.pi, drawn)[0]
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     ratio = images.shape[-2] / images.shape[-1]  # affine_grid's units are half widths and half heights
     matrix = torch.stack((cos, sin * ratio, zero, -sin / ratio, cos, zero), dim=1).view(-1, 2, 3)
@@ -75,15 +113,15 @@ def _rotate(images: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(images, grid, mode="nearest", padding_mode="zeros", align_corners=False)
 
 
-def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
+def _shift(images: Tensor, drawn: Tensor) -> Tensor:
     height, width = images.shape[-2:]
-    drawn = _uniform(-SHIFT, SHIFT, 2, images, generator)
-    return _moved(images, (drawn[0] * height).round().long(), (drawn[1] * width).round().long())
+    down, right = _between(-SHIFT, SHIFT, drawn)
+    return _moved(images, (down * height).round().long(), (right * width).round().long())
 
 
-def _crop(images: Tensor, generator: torch.Generator) -> Tensor:
-    drawn = _uniform(0, 2 * CROP_PADDING + 1, 2, images, generator).long() - CROP_PADDING
-    return _moved(images, drawn[0], drawn[1])
+def _crop(images: Tensor, drawn: Tensor) -> Tensor:
+    down, right = _between(0, 2 * CROP_PADDING + 1, drawn).long() - CROP_PADDING
+    return _moved(images, down, right)
 
 
 def _moved(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
@@ -98,13 +136,13 @@ def _moved(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
     return moved * inside[:, None].to(images.dtype)
 
 
-def _flip(images: Tensor, generator: torch.Generator) -> Tensor:
+def _flip(images: Tensor, _: Tensor) -> Tensor:
     return images.flip(-1)
 
 
-def _blur(images: Tensor, generator: torch.Generator) -> Tensor:
+def _blur(images: Tensor, drawn: Tensor) -> Tensor:
     count, channels, height, width = images.shape
-    sigma = _uniform(*BLUR_SIGMA, 1, images, generator)[0]
+    sigma = _between(*BLUR_SIGMA, drawn)[0]
     reach = BLUR_KERNEL // 2
     offset = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
     kernel = torch.exp(-0.5 * (offset / sigma[:, None].to(images.dtype)).square())
@@ -116,9 +154,8 @@ def _blur(images: Tensor, generator: torch.Generator) -> Tensor:
     return F.conv2d(rows, kernel[:, None, None, :], groups=count * channels).view_as(images)
 
 
-def _erase(images: Tensor, generator: torch.Generator) -> Tensor:
+def _erase(images: Tensor, drawn: Tensor, noise: Tensor) -> Tensor:
     height, width = images.shape[-2:]
-    drawn = _uniform(0, 1, 4, images, generator)
     area = height * width * (ERASED_AREA[0] + (ERASED_AREA[1] - ERASED_AREA[0]) * drawn[0])
     ratio = ERASED_RATIO[0] + (ERASED_RATIO[1] - ERASED_RATIO[0]) * drawn[1]
     rows, columns = (area * ratio).sqrt().round(), (area / ratio).sqrt().round().clamp(max=width)
@@ -128,11 +165,12 @@ def _erase(images: Tensor, generator: torch.Generator) -> Tensor:
     in_rows = (row >= top) & (row < top + rows[:, None])
     in_columns = (column >= left) & (column < left + columns[:, None])
     erased = (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
-    noise = torch.rand(images.shape, generator=generator, device=generator.device).to(images)
-    return torch.where(erased, noise, images)
+    return torch.where(erased, noise.to(images), images)
 
 
-_TRANSFORMATIONS: dict[Transformation, Callable[[Tensor, torch.Generator], Tensor]] = {
+_NUMBERS: dict[Transformation, int] = {"rotate": 1, "shift": 2, "flip": 0, "crop": 2, "blur": 1, "erase": 4}
+"""That an image takes."""
+_TRANSFORMATIONS: dict[Transformation, Callable[..., Tensor]] = {
     "rotate": _rotate,
     "shift": _shift,
     "flip": _flip,

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -273,16 +272,19 @@ class Engine:
     def forward(
         self,
         network: nn.Module,
-        pixels: Callable[[Tensor], Tensor],
+        pixels: Callable[[Tensor], Any],
         count: int,
         *,
         batch_size: int = 512,
     ) -> Tensor:
         """Outputs of a network in eval mode for images 0 .. count-1.
 
+        With several processes each takes whole batches in turns, and all get the same bits as one process. All of them
+        make the input of all batches, so that numbers are drawn there, and not in the network.
+
         Args:
             network: Moved to the device of the run.
-            pixels: Indices (B,) -> images (B, 3, H, W) in [0, 1].
+            pixels: Indices (B,) -> images (B, 3, H, W) in [0, 1], or what else the network takes.
             count: How many images.
             batch_size: Images at a time.
 
@@ -290,35 +292,15 @@ class Engine:
             (count, D) float32 on the CPU.
         """
         network = network.to(self.device).eval()
-        if self.processes.count > 1 and not _draws(network):
-            with self.processes.together(f"a forward pass of {count} images"):
-                return self._forward_together(network, pixels, count, batch_size)
-        outputs = []
-        for indices in batches(count, batch_size, None):
-            with self.fabric.autocast():
-                outputs.append(network(pixels(indices)).float().cpu())
-        return torch.cat(outputs)
 
-    def _forward_together(
-        self, network: nn.Module, pixels: Callable[[Tensor], Tensor], count: int, batch_size: int
-    ) -> Tensor:
-        """The batches of one process, dealt out in turns: the bits do not depend on the number of processes."""
-        outputs = []
-        waiting: list[Tensor] = []
-        todo = math.ceil(count / batch_size)
-        for number, indices in enumerate(batches(count, batch_size, None), start=1):
-            waiting.append(pixels(indices))  # all of them in all processes: `pixels` may draw
-            if len(waiting) < self.processes.count and number < todo:
-                continue
+        def passed(shown: Any) -> Tensor:
             with self.fabric.autocast():
-                own = network(waiting[min(self.processes.rank, len(waiting) - 1)]).float()
-            rows = max(map(len, waiting))
-            padded = functional.pad(own, [0] * (2 * own.ndim - 1) + [rows - len(own)])
-            outputs += [
-                part[: len(shown)].cpu() for part, shown in zip(self.processes.gather(padded), waiting, strict=False)
-            ]
-            waiting = []
-        return torch.cat(outputs)
+                outputs: Tensor = network(shown).float()
+            return outputs
+
+        shown = map(pixels, batches(count, batch_size, None))
+        with self.processes.together(f"a forward pass of {count} images"):
+            return torch.cat([outputs.cpu() for outputs in self.processes.in_turns(shown, passed)])
 
     @contextmanager
     def _shared(self, wrapped: nn.Module, network: nn.Module) -> Iterator[nn.Module]:
@@ -336,11 +318,6 @@ class Engine:
             return prepared
         companion.load_state_dict(self.processes.same(companion.state_dict()))
         return self.processes.same(prepared)
-
-
-def _draws(network: nn.Module) -> bool:
-    """Whether a network draws from a generator of its own, batch by batch."""
-    return any(isinstance(value, torch.Generator) for part in network.modules() for value in vars(part).values())
 
 
 def _require_finite(values: dict[str, float], stage: str, epoch: int) -> None:

@@ -9,9 +9,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +23,7 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_utilities.core import rank_zero
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
 from sanitize.errors import ConfigError, TrainingError
@@ -160,6 +162,40 @@ class Processes:
         """The tensors of all processes, (processes, ...), of one shape; gradients flow back to where they came from."""
         gathered: Tensor = _Gather.apply(values.contiguous(), self.rank, self.count)
         return gathered
+
+    def in_turns(self, parts: Iterable[Value], do: Callable[[Value], Tensor]) -> Iterator[Tensor]:
+        """Results of work whose parts are dealt out in turns; every process gets all of them, in the order of parts.
+
+        Whatever the number of processes, each part is done as a whole by one of them, so that the bits do not depend
+        on that number. Where that may fail, put `together` around it.
+
+        Args:
+            parts: The same in all processes, and gone through by all: making a part may draw numbers.
+            do: Gives (rows, ...) for a part, on the device; parts differ in the rows only.
+
+        Example:
+            >>> processes = Processes(Fabric(accelerator="cpu", devices=1))
+            >>> list(processes.in_turns([2, 3], torch.arange))
+            [tensor([0, 1]), tensor([0, 1, 2])]
+        """
+        if self.count == 1:
+            yield from map(do, parts)
+            return
+        parts = iter(parts)
+        while True:
+            own: list[Value] = []
+            dealt = 0
+            for part in islice(parts, self.count):
+                if dealt <= self.rank:  # of the last turn, the last part for those who get none
+                    own = [part]
+                dealt += 1
+            if not dealt:
+                return
+            result = do(own[0])
+            rows = self.gather(torch.tensor([len(result)], device=self._device)).flatten().tolist()
+            padding = [0] * (2 * result.ndim - 1) + [max(rows) - len(result)]
+            gathered = self.gather(functional.pad(result, padding))
+            yield from (gathered[number, : rows[number]] for number in range(dealt))
 
     def same(self, value: Value) -> Value:
         """What the first process has; tensors come back on the CPU."""

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
+from torch.nn import functional
 
 from sanitize.data import DeviceImages, ImageSet
+from sanitize.detection import PoisonCAM
 from sanitize.detection.window_evidence import Evidence, Thresholds
 from sanitize.detection.window_rounds import Round, look_in_rounds
 from sanitize.detection.window_search import WindowSearch
+from sanitize.suspects import Encoder
+from sanitize.training import Engine
+from sanitize.types import ModelSpec, Normalization
 
 COUNT, STRONG, WEAK = 200, 200, 100
 KIND = torch.zeros(COUNT, dtype=torch.uint8)
@@ -26,7 +32,13 @@ def flip(windows: torch.Tensor, sources: torch.Tensor) -> tuple[torch.Tensor, to
 def scored() -> WindowSearch:
     data = ImageSet(images=KIND[:, None, None, None].expand(COUNT, 3, 8, 8).contiguous())
     search = WindowSearch(
-        data, DeviceImages(data, "cpu"), torch.zeros(COUNT, dtype=torch.int64), 2, lambda images: images[:, 0], flip
+        data,
+        DeviceImages(data, "cpu"),
+        torch.zeros(COUNT, dtype=torch.int64),
+        2,
+        lambda images: images[:, 0],
+        flip,
+        Engine(device="cpu").processes,
     )
     search.score(torch.arange(COUNT))
     return search
@@ -83,3 +95,43 @@ def test_without_evidence_there_is_one_round_and_nothing_is_learned():
     (only,) = looked(search)
     assert only.poison is None
     assert not only.evidence.convincing
+
+
+class TwoPatches(nn.Module):
+    """Mean colours, and whether there is a patch of pure red or, half as strong, of pure green."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        red, green, blue = functional.avg_pool2d(images, 4, stride=1).unbind(dim=1)
+        strong = (red - torch.maximum(green, blue)).amax(dim=(1, 2)).sub(0.5).relu()
+        weak = (green - torch.maximum(red, blue)).amax(dim=(1, 2)).sub(0.5).relu()
+        return torch.cat([images.mean(dim=(2, 3)), 8 * strong[:, None], 4 * weak[:, None]], dim=1)
+
+
+def test_the_detector_looks_as_often_as_asked():
+    """Of 200 images 30 have a red patch and 15 a green one: more red ones than there are candidates in a round."""
+    generator = torch.Generator().manual_seed(0)
+    colours = torch.randint(80, 160, (200, 3, 1, 1), generator=generator)
+    images = (colours + torch.randint(-20, 20, (200, 3, 16, 16), generator=generator)).to(torch.uint8)
+    green = torch.arange(200).sub(37).abs() <= 7
+    for row, (top, left) in enumerate(torch.randint(13, (45, 2), generator=generator).tolist()):
+        images[row, :, top : top + 4, left : left + 4] = 0
+        images[row, int(green[row]), top : top + 4, left : left + 4] = 255
+    spec = ModelSpec(
+        kind="encoder",
+        architecture="own",
+        normalization=Normalization.named("none"),
+        image_size=16,
+        output_size=5,
+    )
+    small = {"window": 6, "clusters": 6, "flip_images": 12, "mask_stride": 2}
+    small |= {"networks": 1, "iterations": 60, "classifier_batch": 32, "dropped_share": 0, "jitter": 0, "flip": 0}
+    found = []
+    for rounds in (1, 2):
+        detector = PoisonCAM(rounds=rounds, **small)
+        scores = detector.score(Encoder(TwoPatches(), spec).eval(), ImageSet(images=images), Engine(device="cpu"))
+        assert scores.rounds == rounds
+        found.append((int(green[scores.top].sum()), int(detector.split(scores).poisoned[green].sum())))
+    (candidates, removed), (more_candidates, more_removed) = found
+    assert candidates == 0
+    assert more_candidates >= 5
+    assert more_removed > removed

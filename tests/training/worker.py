@@ -5,6 +5,7 @@ Learning rates are small, so that the order of sums does not grow into differenc
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,9 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LinearLR
+from typer.testing import CliRunner
 
+from sanitize.cli import app
 from sanitize.data import DeviceImages, ImageSet, PatchTrigger, load_images
 from sanitize.defenses import BMAIU, Distill, FineTune
+from sanitize.detection import FCT, PatchSearch, PoisonCAM
+from sanitize.detection.poison_classifier import PoisonClassifier
 from sanitize.suspects import Network, untrained
 from sanitize.trainers import BYOL, DST, Decoupled, MoCoV3, SimCLR, Supervised, Trainer
 from sanitize.training import Engine, Watch
@@ -118,6 +123,51 @@ def distill(engine: Engine) -> Tensor:
     )
 
 
+def fct(engine: Engine) -> Tensor:
+    """Three batches of 512, the last of 76, whose transformations are drawn batch by batch."""
+    detector = FCT(transformations=("shift", "flip", "erase"), draws=2)
+    return detector.score(classifier(), load_images("digits#0:1100"), engine).values
+
+
+def searched(method: type[PoisonCAM] | type[PatchSearch], engine: Engine, **options: object) -> Tensor:
+    """All that a search found: five parts of 64 images, and flip tests in batches of 50 pairs."""
+    small = {"flip_images": 20, "top": 5, "null_windows": 100, "clusters": 6, "batch_size": 50}
+    data = load_images("digits#0:300").without_labels()
+    found = method.model_validate(small | options).score(encoder(), data, engine)
+    null = (found.evidence.score_null, found.evidence.agreement_null)
+    parts = (found.values, found.corners, found.flips, found.clusters, found.top, found.maps, *null)
+    return torch.cat([part.flatten().double() for part in parts])
+
+
+def poisoncam(engine: Engine) -> Tensor:
+    return searched(PoisonCAM, engine, mask_stride=16)
+
+
+def poisoncam_iterative(engine: Engine) -> Tensor:
+    return searched(PoisonCAM, engine, mask_stride=16, search="iterative")
+
+
+def patchsearch(engine: Engine) -> Tensor:
+    return searched(PatchSearch, engine, flip_images=7)
+
+
+def poison_classifier(engine: Engine) -> Tensor:
+    """The last step of a search, which trains."""
+    settings = PoisonClassifier(
+        architecture="small-cnn",
+        networks=1,
+        iterations=8,
+        batch_size=9,
+        forward_batch=64,
+        jitter=0.2,
+        grey=0.0,
+        flip=0.5,
+    )
+    data = images()
+    windows, rows = data.images[:5, :, :9, :9].contiguous(), torch.arange(len(data))
+    return settings.classify(data, windows, rows[30:], (rows[:5], rows[20:30]), engine)
+
+
 class Tiny(nn.Module):
     """Batch norm without a first momentum and without weights, and dropout if asked for."""
 
@@ -188,9 +238,11 @@ def dropout(engine: Engine) -> Tensor:
     return tiny(engine, dropout=0.5)
 
 
+TRAININGS = (tiny, dropout, simclr, simclr_in_double, byol, supervised, decoupled, d_st, fine_tune, bmaiu, distill)
+SEARCHES = (fct, poisoncam, poisoncam_iterative, patchsearch, poison_classifier)
 SCENES: dict[int, tuple[Callable[[Engine], Tensor], ...]] = {
-    2: (forward, tiny, dropout, simclr, simclr_in_double, byol, supervised, decoupled, d_st, fine_tune, bmaiu, distill),
-    3: (forward, tiny, simclr_in_double, bmaiu),
+    2: (forward, *TRAININGS, *SEARCHES),
+    3: (forward, tiny, simclr_in_double, bmaiu, fct, poisoncam),
 }
 """By the number of processes."""
 
@@ -214,6 +266,18 @@ def resumed(folder: Path, count: int) -> Tensor:
     return tiny(Engine(device="cpu", devices=count, seed=3, checkpoints=folder, resume=True))
 
 
+def publish(folder: Path, rank: int) -> None:
+    """A whole job by its command: train, search, register, and train on what is left, which is a job in the job."""
+    done = CliRunner().invoke(
+        app,
+        ["dataset", "digits#0:200", "--method", "fct", "--set", "decision=quota", "--set", "draws=1", "--arch",
+         "small-cnn", "--normalization", "half", "--train-set", "epochs=1", "--register", "rest", "--retrain",
+         "--register-model", "mine", "--retrain-set", "epochs=1", "--workdir", str(folder / "work"), "--format",
+         "json", "--quiet", "--devices", "2"],
+    )  # fmt: skip
+    (folder / f"{rank}.json").write_text(json.dumps([done.exit_code, done.stdout]))
+
+
 def fail(count: int) -> None:
     """The second process fails."""
     engine = Engine(device="cpu", devices=count)
@@ -228,12 +292,14 @@ def fail(count: int) -> None:
 
 
 def main(folder: Path, count: int) -> None:
-    """All scenes of so many processes, what each process has in the end, and then an error."""
+    """All scenes of so many processes, what each process has in the end, a job of two, and then an error."""
     engine = Engine(device="cpu", devices=count, seed=3)
     with engine.processes.guarded():
         made = {scene.__name__: scene(engine) for scene in SCENES[count]}
         made["resumed"] = resumed(folder, count)
     torch.save(made, folder / f"{engine.processes.rank}.pt")
+    if count == 2:
+        publish(folder, engine.processes.rank)
     fail(count)
 
 
