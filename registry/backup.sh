@@ -5,7 +5,7 @@
 #   DATABASE=postgresql://mlflow:...@localhost/mlflow BUCKET=s3://mlflow ENDPOINT=http://localhost:8333 \
 #       QUEUE=/var/lib/sanitize/webhooks.db ./backup.sh /backups
 #
-# NOT RUN by this project's checks. Needs pg_dump, the aws command with keys in its usual places, and sqlite3.
+# Needs pg_dump, the aws command with keys in its usual places, and sqlite3.
 set -euo pipefail
 umask 077
 : "${DATABASE:?}" "${BUCKET:?}" "${ENDPOINT:?}"

@@ -5,7 +5,7 @@
 #       ./restore.sh /backups/20261121T120000Z
 #
 # Afterwards `sanitize verify models:/released@approved` compares what came back with the digests of the release.
-# NOT RUN by this project's checks.
+# Needs pg_restore, psql and aws.
 set -euo pipefail
 : "${DATABASE:?}" "${BUCKET:?}" "${ENDPOINT:?}"
 source=${1:?the folder of a backup}
@@ -15,4 +15,7 @@ tables=$(psql "$DATABASE" --tuples-only --no-align --command "select count(*) fr
 if [ "$tables" != 0 ]; then echo "error: the database has $tables tables; restore into an empty one." >&2; exit 2; fi
 pg_restore --exit-on-error --no-owner --dbname="$DATABASE" "$source/mlflow.dump"
 aws --endpoint-url "$ENDPOINT" s3 sync --only-show-errors "$source/objects" "$BUCKET"
-if [ -f "$source/webhooks.db" ] && [ -n "${QUEUE:-}" ]; then install -m 600 "$source/webhooks.db" "$QUEUE"; fi
+if [ -f "$source/webhooks.db" ] && [ -n "${QUEUE:-}" ]; then
+    rm -f "$QUEUE-wal" "$QUEUE-shm" # of the queue that was there: not of this one
+    install -m 600 "$source/webhooks.db" "$QUEUE"
+fi

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from filelock import FileLock, Timeout
 
@@ -23,8 +23,8 @@ class Workdir:
     """One folder, one job at a time.
 
     ``job.json`` holds the fingerprint of the job (everything that decides its result), its MLflow run, and whether it
-    is finished; ``checkpoints/`` the state of its stages; ``quarantine/`` and ``staging/`` what is being read and
-    written. Only the results stay when the job is finished.
+    is finished; ``checkpoints/`` the state of its stages; ``quarantine/``, ``staging/`` and ``temporary/`` what is
+    being read and written. Only the results stay when the job is finished.
 
     Args:
         path: Created when missing.
@@ -33,6 +33,10 @@ class Workdir:
     Raises:
         WorkdirError: Not writable, in use by another process, or without the job that is to be resumed.
     """
+
+    owns_process: ClassVar[bool] = False
+    """Set by the command line: temporary files of the whole process, of libraries too, go into the work directory, so
+    that a kill leaves none elsewhere. A program that uses `sanitize` beside other work keeps its own place for them."""
 
     def __init__(self, path: Path, *, resume: bool = False) -> None:
         self.path = path.absolute()
@@ -63,6 +67,11 @@ class Workdir:
         """Where the result is put together."""
         return self.path / "staging"
 
+    @property
+    def temporary(self) -> Path:
+        """Where temporary files are, if the process is the job's own."""
+        return self.path / "temporary"
+
     def __enter__(self) -> Self:
         try:
             self._lock.acquire(timeout=0)
@@ -70,13 +79,18 @@ class Workdir:
             raise WorkdirError(
                 f"another process works in {self.path}. Wait for it, or choose another --workdir."
             ) from error
-        self._clear(self.quarantine, self.staging)
+        self._clear(self.quarantine, self.staging, self.temporary)
+        if self.owns_process:
+            self.temporary.mkdir()
+            self._elsewhere, tempfile.tempdir = tempfile.tempdir, str(self.temporary)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._clear(self.quarantine, self.staging)
+        if self.owns_process:
+            tempfile.tempdir = self._elsewhere
+        self._clear(self.quarantine, self.staging, self.temporary)
         if not (self.path / "job.json").exists():  # refused before it was a job: leave nothing
             (self.path / ".lock").unlink(missing_ok=True)
             with suppress(OSError):  # not empty: it was somebody's folder

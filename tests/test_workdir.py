@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+
 import pytest
 
 from sanitize.errors import WorkdirError
@@ -49,7 +51,7 @@ def test_an_unfinished_job_is_noticed_when_started_afresh(tmp_path):
 def test_a_finished_job_keeps_its_results_only(tmp_path):
     with Workdir(tmp_path) as first:
         first.begin(JOB)
-        for folder in (first.checkpoints, first.quarantine, first.staging):
+        for folder in (first.checkpoints, first.quarantine, first.staging, first.temporary):
             folder.mkdir()
         (tmp_path / "report.json").write_text("{}")
         first.finish()
@@ -80,3 +82,18 @@ def test_a_job_that_never_began_leaves_nothing(tmp_path):
     with Workdir(tmp_path / "mine"):
         pass
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
+
+
+def test_temporary_files_of_a_process_of_its_own_lie_in_the_work_directory(tmp_path, monkeypatch):
+    outside = tempfile.gettempdir()
+    with Workdir(tmp_path / "beside other work"):
+        assert tempfile.gettempdir() == outside
+    monkeypatch.setattr(Workdir, "owns_process", True)
+    (tmp_path / "job" / "temporary" / "of a killed process").mkdir(parents=True)
+    with Workdir(tmp_path / "job") as workdir:
+        workdir.begin(JOB)
+        assert tempfile.gettempdir() == str(workdir.temporary)
+        assert list(workdir.temporary.iterdir()) == []
+        tempfile.mkdtemp()
+    assert tempfile.gettempdir() == outside
+    assert not workdir.temporary.exists()

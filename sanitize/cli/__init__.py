@@ -30,6 +30,7 @@ from sanitize.cli import (
     verify,
 )
 from sanitize.errors import SanitizeError
+from sanitize.workdir import Workdir
 
 EXIT_ERROR = 2
 
@@ -61,6 +62,7 @@ def _options(
 
 def main() -> None:
     """Entry point of the `sanitize` command."""
+    Workdir.owns_process = True
     app()
 
 

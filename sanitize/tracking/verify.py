@@ -45,14 +45,15 @@ def verify(store: Store, uri: str) -> list[Finding]:
     if reference.name is None or reference.version is None:
         raise TrackingError(f"{uri} is not a registered version; `verify` needs models:/NAME/VERSION.")
     with tracking_errors(f"could not verify {uri}"):
-        tags: dict[str, str] = dict(store.client.get_model_version(reference.name, reference.version).tags)
+        version = store.client.get_model_version(reference.name, reference.version)
         aliases = store.client.get_registered_model(reference.name).aliases
+    tags: dict[str, str] = dict(version.tags)
     run_id = tags.get("sanitize.run_id")
     if not run_id or "sanitize.sha256" not in tags:
         raise TrackingError(
             f"{uri} was not released by sanitize: it has no recorded digests. Give a version that it registered."
         )
-    check = _Check(reference.pinned_uri, tags)
+    check = _Check(reference.pinned_uri, tags, copied_from=version.source)
     with tempfile.TemporaryDirectory() as temporary:
         _check_model(check, store, reference, Path(temporary) / "model")
         _check_run(check, store, run_id, Path(temporary) / "run")
@@ -68,9 +69,10 @@ def verify(store: Store, uri: str) -> list[Finding]:
 class _Check:
     """Collects what differs."""
 
-    def __init__(self, uri: str, tags: dict[str, str]) -> None:
+    def __init__(self, uri: str, tags: dict[str, str], copied_from: str | None) -> None:
         self.uri = uri
         self.tags = tags
+        self.names = {uri, copied_from}  # MLflow's copy of a version names the original as its source
         self.findings: list[Finding] = []
 
     def add(self, rule: str, what: str, **evidence: Any) -> None:
@@ -164,5 +166,5 @@ def _check_words(check: _Check, report_file: Path) -> None:
             check.add(
                 "verify-tags", f"the tag {tag} is not what the report says", recorded=word, found=check.tags.get(tag)
             )
-    if uri != check.uri:
+    if uri not in check.names:
         check.add("verify-report", "its report is about another version", recorded=check.uri, found=uri)

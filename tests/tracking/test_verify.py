@@ -49,6 +49,15 @@ def test_untouched(store, released):
     assert rules(store) == set()
 
 
+def test_the_registrys_copy_of_a_version_is_the_version(store, released):
+    client = store.client
+    client.copy_model_version("models:/suspect/2", "approved")
+    assert verify(store, "models:/approved/1") == []
+    tags = client.get_model_version("approved", "1").tags
+    client.create_model_version("approved", client.get_model_version("suspect", "2").source, tags=tags)
+    assert {finding.rule for finding in verify(store, "models:/approved/2")} == {"verify-report"}
+
+
 def test_changed_weights(store, model):
     file = model / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
