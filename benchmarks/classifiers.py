@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, softmax
 
 from benchmarks.cells import Cell, Measure
 from benchmarks.lab import Lab
-from benchmarks.profiles import data_folder
+from benchmarks.profiles import Profile, data_folder
 from benchmarks.study import Study
 from sanitize.attacks import Poisoned, PoisoningAttack, attack_named
 from sanitize.attacks.base import Truth
@@ -184,9 +184,27 @@ def _sample_metric(name: str, network: Network, data: ImageSet, lab: Lab) -> Ten
     return (shares * shares.clamp(min=1e-12).log()).sum(dim=1)
 
 
+def settings(profile: Profile) -> str:
+    """Settings of a profile in a paragraph."""
+    return (
+        f"Profile `{profile.name}`: {profile.architecture} trained on `{profile.train}` with {POISON_RATE:.0%} of the "
+        f"eligible images poisoned, target {TARGET}, tested on `{profile.test}`; supervised training with "
+        f"{SUPERVISED[profile.name]}, D-ST with {D_ST[profile.name]}, defences with their defaults. D-BR and D-ST get "
+        f"the poisoned training images, the other methods {profile.share:.0%} of the clean ones, with labels where "
+        f"they need them. The row `{THIRD_PARTY}` is a checkpoint that others made, tested on all of cifar10-test; "
+        "D-BR gets 2,750 images of which 250 have the trigger and its label, the other methods the next 2,500 clean "
+        "ones. The last epoch is the result. Success rates are over images that are not of the target class."
+    )
+
+
 PARTS = {
-    "purification": Study("classifiers", "Purifying classifiers", purifications, METRICS),
+    "purification": Study("classifiers", "Purifying classifiers", purifications, METRICS, preface=settings),
     "samples": Study(
-        "classifiers-samples", "Telling poisoned samples", sample_metrics, {"auroc": "AUROC"}, percent=False
+        "classifiers-samples",
+        "Telling poisoned samples",
+        sample_metrics,
+        {"auroc": "AUROC"},
+        percent=False,
+        preface=settings,
     ),
 }

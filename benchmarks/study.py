@@ -13,6 +13,20 @@ from benchmarks.profiles import Profile, profile_named
 from benchmarks.tables import write_table
 
 
+def of_encoders(profile: Profile) -> str:
+    """Settings of a profile in a paragraph."""
+    pretraining = ", ".join(f"{name} {value}" for name, value in profile.pretraining.items())
+    attack = ", ".join(f"{name} {value}" for name, value in profile.attack.items())
+    return (
+        f"Profile `{profile.name}`: pre-training on `{profile.train}` ({pretraining}; other settings are the trainer's "
+        f"defaults), test on `{profile.test}`, {profile.architecture} unless the row says otherwise, fine-tuning "
+        f"attacks with {attack}. The defender has {profile.share:.0%} of the training images unless the row says "
+        "otherwise, clean and (but for methods that need them) without labels. The probe is fitted anew for each "
+        "encoder on the training images with labels; the last epoch is the result. Success rates are over non-target "
+        "images unless the heading says otherwise."
+    )
+
+
 @dataclass(frozen=True)
 class Study:
     """A table.
@@ -24,6 +38,7 @@ class Study:
         metrics: Metric -> heading.
         plot: Draws the results (folder of results, picture), or None.
         percent: Whether values are shares, shown in %.
+        preface: Settings in a paragraph.
     """
 
     name: str
@@ -32,6 +47,7 @@ class Study:
     metrics: dict[str, str]
     plot: Callable[[Path, Path], None] | None = None
     percent: bool = True
+    preface: Callable[[Profile], str] = of_encoders
 
 
 @dataclass(frozen=True)
@@ -85,19 +101,5 @@ def conduct(study: Study, how: Circumstances) -> None:
     if study.plot is not None:
         study.plot(results, page.with_suffix(".png"))
     title = f"{study.title} ({profile.name})"
-    write_table(page, title, preface(profile), cells, results, study.metrics, percent=study.percent)
+    write_table(page, title, study.preface(profile), cells, results, study.metrics, percent=study.percent)
     print(f"wrote {page}")
-
-
-def preface(profile: Profile) -> str:
-    """Settings of a profile in a paragraph."""
-    pretraining = ", ".join(f"{name} {value}" for name, value in profile.pretraining.items())
-    attack = ", ".join(f"{name} {value}" for name, value in profile.attack.items())
-    return (
-        f"Profile `{profile.name}`: pre-training on `{profile.train}` ({pretraining}; other settings are the trainer's "
-        f"defaults), test on `{profile.test}`, {profile.architecture} unless the row says otherwise, fine-tuning "
-        f"attacks with {attack}. The defender has {profile.share:.0%} of the training images unless the row says "
-        "otherwise, clean and (but for methods that need them) without labels. The probe is fitted anew for each "
-        "encoder on the training images with labels; the last epoch is the result. Success rates are over non-target "
-        "images unless the heading says otherwise."
-    )

@@ -79,6 +79,7 @@ def _verdict(
     chances = {
         measure: exceedance(one[name], [other[name] for other in references], detector.alarming[measure])
         for measure, name in MEASURED[detector].items()
+        if len(references) >= 2
     }
     return judge_scan(chances, len(references), [], POLICY)[0]
 

@@ -42,6 +42,8 @@ def test_a_scan_is_right_where_scores_are_apart_and_says_nothing_with_few_refere
     assert lines(page, "decree", "all", "backdoored, patch trigger") == ["2 | 0 | 0 | 0.00 (0.00 to 0.84) |"]
     write_verdicts([*clean[:5], *patches], page)  # four others are left for each
     assert lines(page, "feature-collapse", "5", "clean") == ["0 | 0 | 5 | 0.00 (0.00 to 0.52) |"]
+    write_verdicts(clean[:2], page)
+    assert lines(page, "decree", "all", "clean") == ["0 | 0 | 2 | 0.00 (0.00 to 0.84) |"]
 
 
 def test_results_of_both_columns_are_one_record_and_become_pages(tmp_path):
