@@ -49,7 +49,7 @@ def test_without_references_nothing_is_settled(suspect, tmp_path):
 @pytest.mark.slow
 def test_five_references_tell_the_backdoored_encoder_from_a_clean_one(suspect, references, encoders):
     take_in(encoders.clean_file, "innocent", KNOWN, tracking_uri=suspect)
-    options = [part for uri in references for part in ("--reference", uri)]
+    options = [part for uri in references for part in ("--reference", uri)] + ["--set", "starts=4", "--set", "steps=5"]
     guilty = run("models:/suspect/1", *options, "--format", "json", store=suspect)
     assert guilty.returncode == 1, guilty.stderr
     report = json.loads(guilty.stdout)
