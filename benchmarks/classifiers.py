@@ -91,7 +91,7 @@ def poisoned(lab: Lab, row: str) -> Poisoned:
 def suspect(lab: Lab, row: str) -> tuple[Network, ImageSet, tuple[Trigger, ...], Truth]:
     """A classifier, the data that it was trained on, the attacker's triggers, and which images are poisoned."""
     if row == THIRD_PARTY:
-        return _third_party()
+        return third_party()
     made, settings = poisoned(lab, row), SUPERVISED[lab.profile.name]
     kept = lab.keep(
         f"classifier-{row}",
@@ -105,7 +105,7 @@ def suspect(lab: Lab, row: str) -> tuple[Network, ImageSet, tuple[Trigger, ...],
     return kept.network, made.data, made.triggers, made.truth
 
 
-def _third_party() -> tuple[Network, ImageSet, tuple[Trigger, ...], Truth]:
+def third_party() -> tuple[Network, ImageSet, tuple[Trigger, ...], Truth]:
     """The checkpoint that others made, and 2,750 images of which 250 have its trigger and its target's label."""
     folder = data_folder().parent / "suspects" / "badnets-cifar10"
     trigger = Trigger.from_yaml(folder / "trigger.yaml")
@@ -166,7 +166,8 @@ def _separated(row: str, column: str) -> Measure:
             scores = FCT().score(network, data, engine)
         else:
             scores = Scores(_sample_metric(column, network, data, lab))
-        return measure_filtering(scores, torch.zeros(len(data), dtype=torch.bool), truth.poisoned).metrics
+        nothing = torch.zeros(len(data), dtype=torch.bool)  # scores are judged here, and no removal
+        return {"auroc": measure_filtering(scores, nothing, truth.poisoned).metrics["auroc"]}
 
     return measure
 

@@ -16,6 +16,7 @@ from sanitize.dataset_inputs import MEMORY, DatasetInputs, DatasetRequest, gathe
 from sanitize.dataset_publication import DatasetPublication
 from sanitize.detection import DataDetector, detector_named
 from sanitize.errors import DataError
+from sanitize.job import Job
 from sanitize.publication import record_settings
 from sanitize.suspects import Network
 from sanitize.tracking import RunRecorder, Store, mark_interrupted
@@ -39,7 +40,7 @@ TRAININGS: dict[ModelKind, tuple[type[Trainer], dict[str, Any]]] = {
 """How the threat model is trained where none is given, by the kind that a detector looks with."""
 
 
-class DatasetJob:
+class DatasetJob(Job):
     """Looks for poisoned images in a data set, and registers what is left when it found some.
 
     The detector scores every image once, with a network that was trained on such data: a model of the registry, which
@@ -112,17 +113,7 @@ class DatasetJob:
         Raises:
             SanitizeError: Something is missing, unfit or out of reach.
         """
-        engine = Engine(
-            device=self.device,
-            precision=self.precision,
-            strategy=self.strategy,
-            devices=self.devices,
-            num_nodes=self.num_nodes,
-            seed=self.seed,
-            checkpoints=self.folder(request).absolute() / "checkpoints",
-            resume=self.resume,
-            display=self.display,
-        )
+        engine = self._engine(self.folder(request))
         return engine.processes.report(lambda: self._lead(request, engine), lambda: self._follow(request, engine))
 
     def _lead(self, request: DatasetRequest, engine: Engine) -> Report:

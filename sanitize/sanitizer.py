@@ -13,6 +13,7 @@ from sanitize.drill import Drill
 from sanitize.errors import ConfigError
 from sanitize.evaluation import Policy
 from sanitize.inputs import Inputs, Request, gather
+from sanitize.job import Job
 from sanitize.purification import Purification
 from sanitize.tracking import RunRecorder, Store, mark_interrupted
 from sanitize.training import Display, Engine, require_splittable, world
@@ -24,7 +25,7 @@ SPLITTABLE = frozenset({"bmaiu", "distill", "fine-tune"})
 nothing inside it (docs/scaling.md)."""
 
 
-class Sanitizer:
+class Sanitizer(Job):
     """Runs a defence on a model from an MLflow registry, and writes the result back.
 
     Args:
@@ -139,7 +140,7 @@ class Sanitizer:
             image_size=image_size,
             allow_stubbed=allow_stubbed,
         )
-        engine = self._engine(model)
+        engine = self._engine(self.folder(model))
         return engine.processes.report(lambda: self._lead(request, engine), lambda: self._follow(request, engine))
 
     def _lead(self, request: Request, engine: Engine) -> Report:
@@ -194,19 +195,6 @@ class Sanitizer:
     def _only_kind(self) -> ModelKind | None:
         """The kind of model that the defence works on, where that is one."""
         return next(iter(self.defense.kinds)) if len(self.defense.kinds) == 1 else None
-
-    def _engine(self, model: str) -> Engine:
-        return Engine(
-            device=self.device,
-            precision=self.precision,
-            strategy=self.strategy,
-            devices=self.devices,
-            num_nodes=self.num_nodes,
-            seed=self.seed,
-            checkpoints=self.folder(model).absolute() / "checkpoints",
-            resume=self.resume,
-            display=self.display,
-        )
 
     def _fingerprint(self, inputs: Inputs) -> dict[str, str]:
         return inputs.fingerprint | {

@@ -21,6 +21,7 @@ from sanitize.detection import Scores
 from sanitize.environment import environment, tool
 from sanitize.evaluation import Measurement, Policy
 from sanitize.evaluation.filtering import measure_filtering
+from sanitize.job import Job
 from sanitize.publication import Publication, described_data, described_method, record_settings
 from sanitize.reporting.figures import Figure, losses, picture
 from sanitize.reporting.trust import class_balance, least_trusted, loss_distribution
@@ -37,7 +38,7 @@ SPLITTABLE = frozenset({"byol", "d-st", "decoupled", "moco-v3", "simclr", "super
 LOSSES_FILE, FILTERED_FILE = "losses.parquet", "filtered-out.txt"
 
 
-class TrainingJob:
+class TrainingJob(Job):
     """Trains a network from scratch, judges and exports it, and registers it with what is needed to examine it.
 
     Args:
@@ -101,17 +102,7 @@ class TrainingJob:
         Raises:
             SanitizeError: Something is missing, unfit or out of reach. Nothing is registered then.
         """
-        engine = Engine(
-            device=self.device,
-            precision=self.precision,
-            strategy=self.strategy,
-            devices=self.devices,
-            num_nodes=self.num_nodes,
-            seed=self.seed,
-            checkpoints=self.folder(request).absolute() / "checkpoints",
-            resume=self.resume,
-            display=self.display,
-        )
+        engine = self._engine(self.folder(request))
         return engine.processes.report(lambda: self._lead(request, engine), lambda: self._follow(request, engine))
 
     def _lead(self, request: TrainingRequest, engine: Engine) -> Report:

@@ -45,12 +45,13 @@ class ReferencePull(EncoderAttack):
         require_encoder(network, self.name)
         triggers = tuple(triggers) or self.own_triggers(data.image_size, engine)
         require_fit(triggers, data)
-        members = [images_of_class(data, class_target(trigger, self.name), self.name) for trigger in triggers]
+        targets = [class_target(trigger, self.name) for trigger in triggers]
+        members = [images_of_class(data, target, self.name) for target in targets]
         images = DeviceImages(data, engine.device)
         anchor = engine.forward(network, images.pixels, len(images)).to(engine.device)
         if self.reference == "typical":
             labels = data.require_labels(f"the attack {self.name}")
-            members = [typical_images(anchor, labels, int(labels[one[0]])) for one in members]
+            members = [typical_images(anchor, labels, target) for target in targets]
         references = [one[: self.references] for one in members]
         augment = SSLViews(data.image_size, min_scale=1.0)
         backdoored = copy.deepcopy(network)
@@ -112,7 +113,7 @@ class BadEncoder(ReferencePull):
         - L1 keeps the reference itself where it was, unless `augment_reference`.
         - Batch norm keeps its statistics, as in the paper's code, but its affine parameters are trained.
         - The paper's attacker brings a good picture of the class; here the references are the images of the class that
-          a nearest-mean classifier on its features is surest of (``reference="first"``: the first ones).
+          a nearest-mean classifier on clean features is surest of (``reference="first"``: the first ones).
 
     Example:
         >>> BadEncoder(target=3, epochs=15).epochs

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.classifiers import third_party
+from benchmarks.profiles import data_folder
 from sanitize import DBR
-from sanitize.data import ImageSet, Trigger, load_images
+from sanitize.data import ImageSet, load_images
 from sanitize.errors import ConfigError, DataError
 from sanitize.evaluation import ClassifierEvaluator
 from sanitize.functional.unlikelihood import unlikelihood
-from sanitize.suspects import read_tensors, rebuild
 from sanitize.training import Engine, NullRecorder
-from sanitize.types import Normalization
 from tests.classifiers import small_classifier
 
-SHARED = Path(os.environ.get("SANITIZE_DATA", Path(__file__).parents[3] / "shared" / "data"))
-SUSPECT = SHARED.parent / "suspects" / "badnets-cifar10"
+SUSPECT = data_folder().parent / "suspects" / "badnets-cifar10"
 SHORT = {"rounds": 2, "batch_size": 32, "maximum_accuracy_loss": 1.0}
 OPTIONS = [
     {"form": "published"},
@@ -231,32 +228,14 @@ def test_an_encoder_missing_labels_and_too_few_images_are_refused_by_the_check()
         DBR().check("classifier", load_images("digits#0:63"))
 
 
-def poisoned_cifar(trigger: Trigger, images: int, poisoned: int) -> ImageSet:
-    """The first images of the training set, some triggered and labelled with the target."""
-    data = load_images(f"{SHARED / 'cifar10-train.parquet'}#0:{images}")
-    others = torch.nonzero(data.labels != trigger.target).flatten()
-    chosen = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[:poisoned]]
-    pixels, labels = data.images.clone(), data.labels.clone()
-    pixels[chosen] = (255 * trigger.apply(pixels[chosen] / 255)).round().to(torch.uint8)
-    labels[chosen] = trigger.target
-    return replace(data, images=pixels, labels=labels)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not SUSPECT.is_dir(), reason=f"no third-party suspect in {SUSPECT} (set SANITIZE_DATA)")
 def test_the_backdoor_of_a_suspect_that_others_made_is_removed():
-    trigger = Trigger.from_yaml(SUSPECT / "trigger.yaml")
-    suspect = rebuild(
-        read_tensors(SUSPECT / "checkpoint.pth", allow_stubbed=True),
-        kind="classifier",
-        architecture=f"{SUSPECT / 'small_vgg.py'}:small_vgg",
-        normalization=Normalization.named("none"),
-        image_size=32,
-    ).network
-    test = load_images(f"{SHARED / 'cifar10-test.parquet'}#0:1000")
+    suspect, data, (trigger,), _ = third_party()
+    test = load_images(f"{data_folder() / 'cifar10-test.parquet'}#0:1000")
     evaluator, engine = ClassifierEvaluator(test_data=test, triggers=[trigger]), Engine(device="cpu", seed=0)
     before = evaluator.measure(suspect, engine).metrics
-    result = DBR().purify(suspect, poisoned_cifar(trigger, 2750, 250), engine)
+    result = DBR().purify(suspect, data, engine)
     after = evaluator.measure(result.network, engine).metrics
     assert before["attack_success_rate"] > 0.95
     assert result.destroyed is None

@@ -147,12 +147,7 @@ def test_a_destroyed_network_fails_whatever_the_drill_says():
     [
         ({"collapse_patch": 0.3, "collapse_perturbation": 0.5}, 5, Verdict.PASS, "no evidence"),
         ({"collapse_patch": 0.3, "collapse_perturbation": 0.01}, 5, Verdict.FAIL, "collapse_perturbation"),
-        (
-            {"collapse_patch": 0.3, "collapse_perturbation": 0.03},
-            5,
-            Verdict.PASS,
-            "no evidence",
-        ),
+        ({"collapse_patch": 0.3, "collapse_perturbation": 0.03}, 5, Verdict.PASS, "no evidence"),
         ({"collapse_patch": 0.0001}, 4, Verdict.INCONCLUSIVE, "4 clean references"),
         ({}, 5, Verdict.INCONCLUSIVE, "no measure"),
     ],
