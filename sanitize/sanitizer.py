@@ -20,9 +20,9 @@ from sanitize.training import Display, Engine, require_splittable, world
 from sanitize.types import ModelKind, Report
 from sanitize.workdir import DEFAULT_PARENT, Workdir
 
-SPLITTABLE = frozenset({"bmaiu", "distill", "fine-tune"})
-"""Defences that several processes may do together: every stage calls the network on rows of one batch, and looks at
-nothing inside it (docs/scaling.md)."""
+SPLITTABLE = frozenset({"bmaiu", "d-br", "distill", "fine-tune", "nad", "neural-cleanse", "ssl-cleanse", "uau"})
+"""Defences that several processes may do together: whatever they train or ask gives rows for the rows of one batch
+(docs/scaling.md)."""
 
 
 class Sanitizer(Job):

@@ -186,7 +186,7 @@ class DBR(Purifier):
             passes = Passes(parts, batch_size)
             loss, count = InTurns(images, passes, crops, weight), passes.images
         else:
-            suspect = copy.deepcopy(network).to(engine.device).eval()
+            suspect = engine.spread(copy.deepcopy(network).to(engine.device).eval())
             pressure = Pressure(weight, lambda network: match_rate(network, images, parts.poisoned, engine))
             loss, count = (
                 Together(

@@ -18,7 +18,7 @@ from sanitize.data.labels import training_labels
 from sanitize.defenses.base import Need, Paper, Purified, Purifier
 from sanitize.defenses.fine_tune import FineTune
 from sanitize.errors import ConfigError
-from sanitize.functional.attention_maps import FeatureMaps, attention_distance, stage_names
+from sanitize.functional.attention_maps import FeatureMaps, WithMaps, attention_distance, stage_names
 from sanitize.suspects.networks import Network
 from sanitize.training import Engine
 from sanitize.types import ModelKind
@@ -89,32 +89,31 @@ class NAD(Purifier):
         tuned = self._teacher().purify(network, data, engine)
         teacher = tuned.network.to(engine.device).requires_grad_(False)
 
-        def distances(seen: FeatureMaps, wanted: FeatureMaps) -> Tensor:
-            return torch.stack(
-                [attention_distance(seen.last[name], wanted.last[name], power=self.power) for name in stages]
-            )
+        def distances(seen: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
+            return torch.stack([attention_distance(seen[name], wanted[name], power=self.power) for name in stages])
 
         def measured() -> float:
             with torch.no_grad():
                 pixels = images.pixels(slice(0, 256))
                 cleaned(pixels), teacher(pixels)
-                return float(distances(seen, wanted).mean())
+                return float(distances(seen.last, wanted.last).mean())
 
         weights = torch.tensor(self.weights, device=engine.device)
 
         def loss(module: nn.Module, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
             pixels = crops(images.pixels(indices), generator)
-            label = cross_entropy(module(pixels), labels[indices.to(engine.device)])
+            logits, maps = module(pixels)
+            label = cross_entropy(logits, labels[indices.to(engine.device)])
             with torch.no_grad(), engine.fabric.autocast():
                 teacher(pixels)
-            attention = (weights * distances(seen, wanted)).sum()
+            attention = (weights * distances(maps, wanted.last)).sum()
             return {"loss": label + attention, "label": label, "attention": attention}
 
         with FeatureMaps(cleaned, stages) as seen, FeatureMaps(teacher, stages) as wanted:
             before = measured()
             history = engine.fit(
                 self.name,
-                cleaned,
+                WithMaps(cleaned, seen),
                 loss,
                 images=len(images),
                 batch_size=self.batch_size,

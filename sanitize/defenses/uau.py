@@ -143,10 +143,11 @@ class UAU(Purifier):
     ) -> dict[Family, Found]:
         """Evidence: searches that depend on nothing but the network, the images and the seed."""
         centre = features.mean(dim=0).to(engine.device)
+        asked = engine.spread(network)
         with engine.fabric.autocast():
             return {
                 family: fresh_search(
-                    network,
+                    asked,
                     images.pixels,
                     len(images),
                     family,
@@ -175,12 +176,13 @@ class UAU(Purifier):
         frozen = copy.deepcopy(suspect).to(engine.device).eval().requires_grad_(False)
         pool = Pool(self, frozen, images, image_size, centre, engine)
         crops = PaddedCrops(self.crop_padding, flip=0.0)
+        features_of = engine.spread(frozen)
 
         def loss(module: nn.Module, _: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
             batch = torch.randperm(len(images), generator=generator)[:batch_size]
             clean = self._mixed(crops(images.pixels(batch), generator), generator)
             with torch.no_grad():
-                wanted = frozen(clean) - origin
+                wanted = features_of(clean) - origin
             kept, changed = module(torch.cat([clean, pool.changed(clean, generator)])).chunk(2)
             return unlearning_losses(
                 wanted,

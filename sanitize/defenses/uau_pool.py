@@ -33,7 +33,7 @@ class Pool:
         images: Of the defender.
         image_size: Height and width.
         centre: (D,) mean feature of clean images in the suspect.
-        engine: Precision.
+        engine: Precision, and who shares the searches.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Pool:
         directions = None if of_suspect or not len(self._directions) else self._directions
         with self._engine.fabric.autocast():
             return search(
-                network,
+                self._engine.spread(network),
                 self._images.pixels,
                 len(self._images),
                 lambda drawn: self._start(

@@ -13,7 +13,6 @@ from sanitize.data import DeviceImages, batches
 from sanitize.data.crops import PaddedCrops
 from sanitize.defenses.unlearning_parts import Parts, labels_of
 from sanitize.functional.unlikelihood import unlikelihood
-from sanitize.suspects.networks import Network
 
 _STUBBORN, _GROWTH = 0.1, 2.5  # see Pressure
 
@@ -34,7 +33,7 @@ class Together:
 
     def __init__(
         self,
-        suspect: Network,
+        suspect: Callable[[Tensor], Tensor],
         images: DeviceImages,
         parts: Parts,
         crops: PaddedCrops,

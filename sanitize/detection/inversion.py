@@ -83,13 +83,13 @@ def invert(
     """
     size = network.spec.image_size
     triggers = Triggers(targets, size, controller, engine.generator(f"{stage}/start"))
-    frozen = copy.deepcopy(network).to(engine.device).eval().requires_grad_(False)
+    frozen = engine.spread(copy.deepcopy(network).to(engine.device).eval().requires_grad_(False))
     batch_size = min(batch_size, len(images))
 
-    def loss(module: nn.Module, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        shown = module(images.pixels(indices))
+    def loss(_: nn.Module, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        shown = triggers(images.pixels(indices))  # not rows of a batch that could be split
         with engine.fabric.autocast():
-            outputs = frozen(shown.flatten(0, 1)).float().unflatten(0, shown.shape[:2])
+            outputs = frozen(shown.flatten(0, 1)).float().view(*shown.shape[:2], -1)
         values, success = objective(outputs, indices.to(engine.device), generator)
         sizes = triggers.sizes()
         total = (values + triggers.weights * sizes).sum()

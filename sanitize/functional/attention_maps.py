@@ -77,6 +77,25 @@ class FeatureMaps:
         return hook
 
 
+class WithMaps(nn.Module):
+    """A network that also gives its feature maps: images -> (outputs, maps by name).
+
+    Args:
+        network: Called, and trained where this is.
+        maps: Recording it.
+    """
+
+    def __init__(self, network: nn.Module, maps: FeatureMaps) -> None:
+        super().__init__()
+        self.network = network
+        self._maps = maps
+
+    def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Outputs (N, K), and (N, C, H, W) for each of the recorded modules."""
+        outputs: Tensor = self.network(images)
+        return outputs, dict(self._maps.last)
+
+
 def stage_names(network: nn.Module, images: Tensor) -> list[str]:
     """The modules that give the last feature map at each spatial resolution, in the order of the forward pass.
 

@@ -23,7 +23,7 @@ from sanitize.training.checkpoints import Checkpoints
 from sanitize.training.processes import Processes, Replicas, quiet_launch
 from sanitize.training.progress import Display
 from sanitize.training.recorder import NullRecorder, Recorder
-from sanitize.training.splitting import Split, shared_batch_norms
+from sanitize.training.splitting import Split, shared_batch_norms, spread
 
 Loss = Callable[[nn.Module, Tensor, torch.Generator], dict[str, Tensor]]
 """(network, indices of the batch (B,), generator) -> scalar terms; the term called ``loss`` is minimised."""
@@ -301,6 +301,13 @@ class Engine:
         shown = map(pixels, batches(count, batch_size, None))
         with self.processes.together(f"a forward pass of {count} images"):
             return torch.cat([outputs.cpu() for outputs in self.processes.in_turns(shown, passed)])
+
+    def spread(self, network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """A network that is only asked, also for gradients of its inputs, with its batches split among the processes.
+
+        All processes must go through the same calls, with the same inputs; see `sanitize.training.splitting.spread`.
+        """
+        return spread(network, self.processes)
 
     @contextmanager
     def _shared(self, wrapped: nn.Module, network: nn.Module) -> Iterator[nn.Module]:

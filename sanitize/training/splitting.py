@@ -74,9 +74,7 @@ class Split(nn.Module):
         def gathered(output: Tensor) -> Tensor:
             if len(output) != own:
                 raise TrainingError("the network's outputs are not rows of its batch. Use one process.")
-            padding = [0] * (2 * output.ndim - 1) + [max(sizes) - own]
-            parts = self.processes.gather(functional.pad(output, padding))
-            return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+            return _gathered(output, sizes, self.processes)
 
         self.sizes = sizes
         try:
@@ -84,6 +82,60 @@ class Split(nn.Module):
         finally:
             self.sizes = None
         return tree_map_only(Tensor, gathered, outputs)
+
+
+def spread(network: Callable[[Tensor], Tensor], processes: Processes) -> Callable[[Tensor], Tensor]:
+    """A network that is not trained, with the rows of its batches split among the processes.
+
+    Every process gets the outputs of all rows and, in the backward pass, the gradients of all inputs. Each must
+    make the same of the outputs. Parameters get the gradient of a process's own rows only.
+
+    Args:
+        network: Images (N, 3, H, W) -> (N, D), in eval mode.
+        processes: Who shares the work.
+    """
+
+    def outputs(images: Tensor) -> Tensor:
+        if len(images) < processes.count:
+            return network(images)
+        sizes = processes.rows(len(images))
+        own: Tensor = _OwnRows.apply(images, sizes, processes)
+        rows: Tensor = _AllRows.apply(network(own), sizes, processes)
+        return rows
+
+    return network if processes.count == 1 else outputs
+
+
+class _OwnRows(torch.autograd.Function):
+    """The rows of this process; backwards, the gradients of all rows."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor, sizes: list[int], processes: Processes) -> Tensor:
+        context.sizes, context.processes = sizes, processes
+        return torch.split(values, sizes)[processes.rank].clone()
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return _gathered(gradients[0], context.sizes, context.processes), None, None
+
+
+class _AllRows(torch.autograd.Function):
+    """The rows of all processes; backwards, the gradients of this process's own."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor, sizes: list[int], processes: Processes) -> Tensor:
+        context.sizes, context.rank = sizes, processes.rank
+        return _gathered(values, sizes, processes)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return torch.split(gradients[0], context.sizes)[context.rank], None, None
+
+
+def _gathered(values: Tensor, sizes: list[int], processes: Processes) -> Tensor:
+    padding = [0] * (2 * values.ndim - 1) + [max(sizes) - len(values)]
+    parts = processes.gather(functional.pad(values, padding))
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
 class SharedBatchNorm(_BatchNorm):

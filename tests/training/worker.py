@@ -9,9 +9,11 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LinearLR
@@ -19,12 +21,13 @@ from typer.testing import CliRunner
 
 from sanitize.cli import app
 from sanitize.data import DeviceImages, ImageSet, PatchTrigger, load_images
-from sanitize.defenses import BMAIU, Distill, FineTune
+from sanitize.defenses import BMAIU, DBR, NAD, UAU, Distill, FineTune, NeuralCleanse, Purifier, SSLCleanse
 from sanitize.detection import FCT, PatchSearch, PoisonCAM
 from sanitize.detection.poison_classifier import PoisonClassifier
 from sanitize.suspects import Network, untrained
 from sanitize.trainers import BYOL, DST, Decoupled, MoCoV3, SimCLR, Supervised, Trainer
 from sanitize.training import Engine, Watch
+from tests.trained import WEIGHTS
 
 FLIP = {"flip": 0.0}
 
@@ -121,6 +124,56 @@ def distill(engine: Engine) -> Tensor:
     return flat(
         Distill(epochs=2, batch_size=25, learning_rate=0.01, **FLIP).purify(encoder(), images(), engine).network
     )
+
+
+def purified(method: Purifier, network: Network, engine: Engine, suspected: int = 0) -> Tensor:
+    """What a purification changes in a suspect."""
+    group = f"{network.spec.kind}s/suspect/"
+    kept = {key.removeprefix(group): value for key, value in load_file(WEIGHTS).items() if key.startswith(group)}
+    network.backbone.load_state_dict(kept)
+    data = replace(images(), suspected=torch.arange(100) < suspected) if suspected else images()
+    return flat(method.purify(network, data, engine).network) - flat(network)
+
+
+def asked(engine: Engine) -> Tensor:
+    """Outputs and gradients of inputs, of a batch that cannot be dealt out evenly, and of one with too few rows."""
+    network = encoder().eval().requires_grad_(False)
+    made = []
+    for rows in (images().images[:11].float() / 255, images().images[:1].float() / 255):
+        features = engine.spread(network)(rows.requires_grad_())
+        loss = torch.tanh(features - features.mean(dim=1, keepdim=True)).square().sum() + features.std()
+        made += [features.detach().flatten(), *(gradient.flatten() for gradient in torch.autograd.grad(loss, rows))]
+    return torch.cat(made)
+
+
+def uau(engine: Engine) -> Tensor:
+    """Four rounds, two around the suspect and two not; everything counts as found."""
+    found = {"minimum_collapse": -1.0, "minimum_alignment": -1.0}
+    method = UAU(rounds=4, families="patch", search_steps=2, unlearn_steps=3, evidence_steps=1, batch_size=16, **found)
+    return purified(method, encoder(), engine)
+
+
+def d_br(engine: Engine) -> Tensor:
+    return purified(DBR(rounds=2, **FLIP), classifier(), engine, suspected=20)
+
+
+def d_br_published(engine: Engine) -> Tensor:
+    return purified(DBR(form="published", rounds=2, batch_size=25, **FLIP), classifier(), engine, suspected=20)
+
+
+def nad(engine: Engine) -> Tensor:
+    return purified(NAD(teacher_epochs=1, epochs=1, batch_size=25, weights=(0.5, 4.0), **FLIP), classifier(), engine)
+
+
+def neural_cleanse(engine: Engine) -> Tensor:
+    """Everything counts as a success, so that there is something to unlearn."""
+    method = NeuralCleanse(steps=9, batch_size=9, repeats=1, unlearn_epochs=1, success=1e-6, threshold=1e-6)
+    return purified(method, classifier(), engine)
+
+
+def ssl_cleanse(engine: Engine) -> Tensor:
+    method = SSLCleanse(steps=30, batch_size=16, unlearn_epochs=1, clusters=8, success=1e-6, threshold=1e-6)
+    return purified(method, encoder(), engine)
 
 
 def fct(engine: Engine) -> Tensor:
@@ -239,10 +292,11 @@ def dropout(engine: Engine) -> Tensor:
 
 
 TRAININGS = (tiny, dropout, simclr, simclr_in_double, byol, supervised, decoupled, d_st, fine_tune, bmaiu, distill)
+PURIFICATIONS = (asked, uau, d_br, d_br_published, nad, neural_cleanse, ssl_cleanse)
 SEARCHES = (fct, poisoncam, poisoncam_iterative, patchsearch, poison_classifier)
 SCENES: dict[int, tuple[Callable[[Engine], Tensor], ...]] = {
-    2: (forward, *TRAININGS, *SEARCHES),
-    3: (forward, tiny, simclr_in_double, bmaiu, fct, poisoncam),
+    2: (forward, *TRAININGS, *PURIFICATIONS, *SEARCHES),
+    3: (forward, tiny, simclr_in_double, bmaiu, asked, uau, d_br, nad, fct, poisoncam),
 }
 """By the number of processes."""
 
