@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,10 +16,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from sanitize.tracking import RunRecorder, Store
+from sanitize.tracking import RunRecorder, Store, verify
 from tests.tracking.test_server import answers
 
 pytestmark = pytest.mark.slow
+AWAY = 60.0
 ENCODER = ["encoder", "models:/suspect/1", "--method", "clp", "--quiet"]
 
 
@@ -74,6 +76,42 @@ def test_a_server_that_is_away_for_some_seconds_loses_nothing(store_uri, tmp_pat
         assert [file.path for file in client.list_artifacts(recorder.run_id)] == ["notes.txt"]
     finally:
         server.kill()
+
+
+def test_a_job_goes_on_when_the_server_was_away_for_a_minute(suspect, tmp_path):
+    """From the middle of the training; nothing of the run, the artifacts or the version is missing."""
+    server = Server(suspect, tmp_path)
+    server.start()
+    checkpoint = tmp_path / "job" / "checkpoints" / "unlearn.ckpt"
+    job = subprocess.Popen(
+        [
+            sys.executable, "-m", "sanitize", "encoder", "models:/suspect/1", "--method", "bmaiu", "--set", "epochs=4",
+            "--tracking-uri", server.uri, "--workdir", str(tmp_path / "job"), "--quiet", "--format", "json",
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        while not checkpoint.exists():
+            assert job.poll() is None, job.communicate()
+            time.sleep(0.01)
+        server.kill()
+        time.sleep(AWAY)
+        assert job.poll() is None, job.communicate()
+        server.start()
+        printed, problems = job.communicate(timeout=300)
+        assert job.returncode in (0, 1), problems
+        report = json.loads(printed)
+        assert report["outputs"]["model_uri"] == "models:/suspect/2"
+        assert verify(Store(server.uri), "models:/suspect/2") == []
+        client = MlflowClient(server.uri)
+        run = report["outputs"]["run_id"]
+        for metric, epochs in (("implant/loss", 4), ("unlearn/loss", 4)):
+            assert sorted(point.step for point in client.get_metric_history(run, metric)) == list(range(epochs))
+        assert {"report.json", "report.html"} <= {file.path for file in client.list_artifacts(run)}
+        assert set(states(suspect)) == {"FINISHED"}
+    finally:
+        server.kill()
+        job.kill()
 
 
 def namespaces() -> bool:

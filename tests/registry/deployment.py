@@ -1,7 +1,7 @@
 """The services of registry/compose.yaml as processes of this machine.
 
-What is taken from compose.yaml, example.env and mlflow.service: commands, environment and configuration, with the
-addresses of this machine. PostgreSQL is Debian's; moto's server stands for the S3-compatible store.
+What is taken from compose.yaml, example.env, Caddyfile and mlflow.service: commands, environment and configuration,
+with the addresses of this machine. PostgreSQL and Caddy are Debian's; moto's server stands for the S3-compatible store.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,18 @@ MLFLOW = COMPOSE["services"]["mlflow"]
 ADDRESS = "127.0.0.1"
 _DEBIAN = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: float(folder.parent.name), reverse=True)
 PATH = os.pathsep.join([*map(str, _DEBIAN), str(Path(sys.executable).parent), os.environ["PATH"]])
-_PROGRAMS = ("initdb", "postgres", "pg_isready", "pg_dump", "pg_restore", "psql", "aws", "moto_server", "sqlite3")
+_PROGRAMS = (
+    "initdb",
+    "postgres",
+    "pg_isready",
+    "pg_dump",
+    "pg_restore",
+    "psql",
+    "aws",
+    "moto_server",
+    "sqlite3",
+    "caddy",
+)
 
 
 def missing() -> list[str]:
@@ -55,11 +67,15 @@ class Deployment:
         self.folder = folder
         lines = (REGISTRY / "example.env").read_text().splitlines()
         example = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
-        self.values = {name: secrets.token_hex(16) for name in example} | {"DOMAIN": example["DOMAIN"]}
+        self.database_port, objects, mlflow, proxy = free_ports(4)
+        self.values = {name: secrets.token_hex(16) for name in example} | {"DOMAIN": f"localhost:{proxy}"}
         self.values["WEBHOOK_ENCRYPTION_KEY"] = Fernet.generate_key().decode()
-        self.database_port, objects, mlflow = free_ports(3)
         self.objects = f"http://{ADDRESS}:{objects}"
-        self.uri = f"http://{ADDRESS}:{mlflow}"
+        self.inside = f"http://{ADDRESS}:{mlflow}"
+        """MLflow without the proxy."""
+        self.uri = f"https://{self.values['DOMAIN']}"
+        self.authority = folder / "authority.crt"
+        """The certificate that clients have to trust, which `proxy` writes."""
         self._addresses = {
             "@postgres/": f"@{ADDRESS}:{self.database_port}/",
             "http://objects:8333": self.objects,
@@ -149,7 +165,21 @@ class Deployment:
         auth.write_text(self.here(COMPOSE["configs"]["auth"]["content"]))
         environment = os.environ | self.environment | {"MLFLOW_AUTH_CONFIG_PATH": str(auth)}
         ours = [sys.executable, "-m", "mlflow", *words[1:]]
-        with self._running(ours, lambda: answers(f"{self.uri}/health"), env=environment):
+        with self._running(ours, lambda: answers(f"{self.inside}/health"), env=environment):
+            yield
+
+    @contextlib.contextmanager
+    def proxy(self) -> Iterator[None]:
+        """Caddy, with an authority of its own: nobody signs certificates of `localhost`."""
+        ours = "{\n\tadmin off\n\tskip_install_trust\n\tauto_https disable_redirects\n}\n"
+        file = self.folder / "Caddyfile"
+        file.write_text(ours + self.here((REGISTRY / "Caddyfile").read_text()))
+        made = self.folder / "caddy" / "pki" / "authorities" / "local" / "root.crt"
+        homes = {"XDG_DATA_HOME": str(self.folder), "XDG_CONFIG_HOME": str(self.folder)}
+        environment = os.environ | homes | {"DOMAIN": self.values["DOMAIN"]}
+        command = ["caddy", "run", "--config", str(file), "--adapter", "caddyfile"]
+        with self._running(command, lambda: made.exists() and speaks_tls(self.uri, made), env=environment):
+            shutil.copy(made, self.authority)
             yield
 
     @contextlib.contextmanager
@@ -176,6 +206,18 @@ class Deployment:
 def answers(url: str) -> bool:
     with contextlib.suppress(OSError):
         urllib.request.urlopen(url, timeout=2).close()
+        return True
+    return False
+
+
+def speaks_tls(url: str, authority: Path) -> bool:
+    host, port = url.removeprefix("https://").split(":")
+    trust = ssl.create_default_context(cafile=authority)
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection((host, int(port)), timeout=2) as plain,
+        trust.wrap_socket(plain, server_hostname=host),
+    ):
         return True
     return False
 

@@ -1,4 +1,4 @@
-"""What `registry/` deploys, run for real; not run are containers, systemd and the reverse proxy."""
+"""What `registry/` deploys, run for real; not run are containers and systemd."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import importlib.util
 import os
 import re
 import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import certifi
 import pytest
+import requests
 from mlflow import MlflowClient
 
 from sanitize import Sanitizer
@@ -31,7 +32,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         bool(missing()),
-        reason=f"missing: {', '.join(missing())} (apt-get install postgresql sqlite3; pip install -e '.[dev]')",
+        reason=f"missing: {', '.join(missing())} (apt-get install postgresql sqlite3 caddy; pip install -e '.[dev]')",
     ),
 ]
 
@@ -41,16 +42,13 @@ def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Depl
     for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_"))]:
         monkeypatch.delenv(name)  # clients have no keys of the store
     made = Deployment(tmp_path)
-    with made.postgres(), made.object_store():
+    with made.postgres(), made.object_store(), made.proxy():
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(made.authority))
         yield made
 
 
-def status(url: str, host: str) -> int:
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers={"Host": host}), timeout=30) as answer:
-            return answer.status
-    except urllib.error.HTTPError as error:
-        return error.code
+def status(url: str, **options: Any) -> int:
+    return requests.get(url, timeout=30, **options).status_code
 
 
 def objects(deployment: Deployment) -> dict[str, str]:
@@ -75,9 +73,13 @@ def test_a_registry_is_used_saved_and_restored(deployment, encoders, reference_f
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", passwords[name])
 
     with deployment.mlflow(MLFLOW["command"]):
-        search = f"{uri}/api/2.0/mlflow/registered-models/search"
-        assert status(search, "rebound.example.org") == 403
-        assert status(search, values["DOMAIN"]) == 401  # allowed, but nobody has signed in
+        search = "/api/2.0/mlflow/registered-models/search"
+        assert status(deployment.inside + search, headers={"Host": "rebound.example.org"}) == 403
+        assert status(uri + search) == 401  # allowed, but nobody has signed in
+        assert "max-age" in requests.get(f"{uri}/health", timeout=30).headers["Strict-Transport-Security"]
+        with pytest.raises(requests.exceptions.SSLError):
+            status(f"{uri}/health", verify=certifi.where())  # by an authority that nobody knows
+        assert status(uri.replace("https:", "http:")) == 400  # TLS or nothing
         become("admin")
         with monkeypatch.context() as patch:
             patch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -110,7 +112,7 @@ def test_a_registry_is_used_saved_and_restored(deployment, encoders, reference_f
             detector=FeatureCollapse(starts=1, steps=1),
             references=["models:/clean/1", "models:/clean/2"],
             approve_into="released",
-            tracking_uri=uri,
+            tracking_uri=deployment.inside,
             device="cpu",
         )
         assert gate.run(Request(model="models:/inbox/2")).outputs["gate"] == "approved"
