@@ -12,7 +12,7 @@ from torch import Tensor
 from sanitize.data import ImageSet, load_images
 from sanitize.data.filtering import Original
 from sanitize.data.labels import training_labels
-from sanitize.data.room import Room
+from sanitize.data.room import MEMORY, Room
 from sanitize.data.rows import Rows
 from sanitize.detection import DataDetector
 from sanitize.errors import ConfigError
@@ -24,9 +24,6 @@ from sanitize.tracking import ModelReference, Store
 from sanitize.tracking.intake import check_kind, check_name
 from sanitize.trainers import Trainer
 from sanitize.training_inputs import TrainingRequest, evaluator_for, fitting_triggers, fresh_network
-
-MEMORY = 4.0
-"""GiB that images may take by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +192,7 @@ def retraining_request(request: DatasetRequest, data: str, network: Network) -> 
         image_size=network.spec.image_size,
         test_data=request.test_data,
         triggers=request.triggers,
+        memory=request.memory,
     )
 
 

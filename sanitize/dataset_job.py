@@ -12,7 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sanitize.dataset_inputs import MEMORY, DatasetInputs, DatasetRequest, gather_dataset, retraining_request
+from sanitize.data.room import MEMORY
+from sanitize.dataset_inputs import DatasetInputs, DatasetRequest, gather_dataset, retraining_request
 from sanitize.dataset_publication import DatasetPublication
 from sanitize.detection import DataDetector, detector_named
 from sanitize.errors import DataError

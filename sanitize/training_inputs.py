@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sanitize.data import ImageSet, Trigger, load_images
+from sanitize.data.room import MEMORY, Room
 from sanitize.errors import ConfigError, DataError
 from sanitize.evaluation import ClassifierEvaluator, EncoderEvaluator, Evaluator
 from sanitize.inputs import code_digest
@@ -39,6 +40,7 @@ class TrainingRequest:
         encoder: Model whose features a training starts from that asks for them: a ``models:/`` or ``runs:/`` URI.
         truth: Which training images are poisoned, for the evaluation of a training that filters them only; as in
             `sanitize.dataset_inputs.DatasetRequest`.
+        memory: GiB that the images of each set may take; more than that are kept in a file of the work directory.
     """
 
     data: str
@@ -51,6 +53,7 @@ class TrainingRequest:
     triggers: Sequence[str | Path] = ()
     encoder: str | None = None
     truth: str | None = None
+    memory: float = MEMORY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +106,11 @@ def gather_training(
     """
     check_name(request.register)
 
+    room = Room(round(request.memory * 2**30), folder / "overflow")
+
     def load(source: str, name: str) -> ImageSet:
         return load_images(
-            source, image_size=request.image_size, resolve=lambda uri: store.artifact(uri, folder / name)
+            source, image_size=request.image_size, resolve=lambda uri: store.artifact(uri, folder / name), room=room
         )
 
     data = load(request.data, "data")

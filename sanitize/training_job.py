@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sanitize.data import ImageSet
+from sanitize.data.room import MEMORY
 from sanitize.detection import Scores
 from sanitize.environment import environment, tool
 from sanitize.evaluation import Measurement, Policy
@@ -131,7 +132,9 @@ class TrainingJob(Job):
         """What the other processes do: read the same, work with the first one, write nothing."""
         fingerprint = engine.processes.hear("job")
         if fingerprint is not None:
-            with TemporaryDirectory() as folder:
+            quarantine = self.folder(request).absolute() / "quarantine"  # images that take much room go there
+            quarantine.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=quarantine, ignore_cleanup_errors=True) as folder:
                 store = Store(self.tracking_uri)
                 inputs = gather_training(request, self.trainer, seed=self.seed, store=store, folder=Path(folder))
                 engine.processes.require_same_job(fingerprint, self._fingerprint(inputs))
@@ -263,6 +266,7 @@ class TrainingJob(Job):
             ("--encoder", request.encoder),
             ("--truth", request.truth),
             ("--register", request.register),
+            ("--memory", None if request.memory == MEMORY else request.memory),
             ("--seed", self.seed),
         ]
         options = [f"{option} {shlex.quote(str(value))}" for option, value in given if value is not None]

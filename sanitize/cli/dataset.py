@@ -52,10 +52,7 @@ def dataset(
     image_size: options.ImageSize = None,
     allow_stubbed: options.AllowStubbed = False,
     skip_unreadable: options.SkipUnreadable = False,
-    memory: Annotated[
-        float,
-        typer.Option("--memory", metavar="GIB", min=0, help="Of the images; more are kept in a file of the workdir."),
-    ] = 4.0,
+    memory: options.Memory = 4.0,
     device: options.Device = "auto",
     precision: options.Precision = "32-true",
     strategy: options.Strategy = "auto",

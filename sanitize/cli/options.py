@@ -53,6 +53,9 @@ Drill = Annotated[
     int | None,
     typer.Option("--drill", metavar="K", min=1, help="Plant K canaries in copies, purify each, count survivors."),
 ]
+Memory = Annotated[
+    float, typer.Option("--memory", metavar="GIB", min=0, help="Of the images; more are kept in a file of the workdir.")
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Precision = Annotated[str, typer.Option("--precision", help="32-true, bf16-mixed, 16-mixed.")]
 Strategy = Annotated[str, typer.Option("--strategy", help="Lightning Fabric strategy.")]

@@ -37,6 +37,7 @@ def train(
         str | None,
         typer.Option("--truth", metavar="TRUTH", help="What is poisoned, to judge the filter of decoupled only."),
     ] = None,
+    memory: options.Memory = 4.0,
     device: options.Device = "auto",
     precision: options.Precision = "32-true",
     strategy: options.Strategy = "auto",
@@ -89,6 +90,7 @@ def train(
         triggers=trigger or (),
         encoder=encoder,
         truth=truth,
+        memory=memory,
     )
     if dry_run:
         from sanitize.preflight import of_training

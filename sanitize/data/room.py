@@ -13,6 +13,9 @@ from torch import Tensor
 
 from sanitize.errors import DataError
 
+MEMORY = 4.0
+"""GiB that the images of a set may take by default."""
+
 
 @dataclass(frozen=True)
 class Room:

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from sanitize.cli import app
 from sanitize.data import PatchTrigger, load_images
+from sanitize.data.writing import write_parquet
 from sanitize.evaluation import Policy
 from sanitize.tracking import Store, binding_of, register_data
 from sanitize.training_job import judge_training
@@ -212,6 +213,21 @@ def start(store: str, workdir: Path, *options: str) -> subprocess.Popen[str]:
         ],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def test_images_that_may_not_be_in_memory_make_the_same_network(here):
+    write_parquet(load_images("digits#0:140"), Path("mine.parquet"))
+    made = []
+    for memory in ("4", "0"):
+        arguments = ["mine.parquet", *SIMCLR, *NETWORK, "--test-data", "digits#1400:1500", "--register", "mine"]
+        result = sanitize(
+            "train", *arguments, "--memory", memory, "--workdir", f"in-{memory}", "--quiet", "--format", "json"
+        )
+        assert result.exit_code == 3, result.output
+        made.append((Path(f"in-{memory}") / "model.safetensors").read_bytes())
+        assert ("--memory 0.0" in json.loads(result.stdout)["outputs"]["command"]) == (memory == "0")
+        assert not list(Path(f"in-{memory}").rglob("*.tensor"))
+    assert made[0] == made[1]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""PoisonCAM on a data set in a process whose memory is limited; run by test_bounded_memory.py.
+"""PoisonCAM or SimCLR on a data set in a process whose memory is limited; run by test_bounded_memory.py.
 
 The limit is on private memory (RLIMIT_DATA: heap, stacks, anonymous maps): what the process has after a run on a few
 images, and a number of bytes for the whole set. Pages of a mapped file do not count; the system may drop them.
@@ -19,6 +19,7 @@ from sanitize.data import ImageSet, load_images
 from sanitize.data.room import Room
 from sanitize.detection import PoisonCAM
 from sanitize.suspects import untrained
+from sanitize.trainers import SimCLR
 from sanitize.training import Engine
 
 SIZE = 128
@@ -48,27 +49,36 @@ def search(data: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:
     return scores.values, detector._filter(data, found, scores.order, scores.top, left, 1, engine)
 
 
+def train(data: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights after one pass."""
+    network = untrained(f"{__file__}:encoder", kind="encoder", image_size=SIZE, normalization="half")
+    SimCLR(epochs=1, batch_size=16, dimensions=8).train(network, data, Engine(device="cpu"))
+    weights = torch.cat([weight.flatten() for weight in network.state_dict().values()])
+    return weights, weights
+
+
 def private() -> int:
     """Bytes that RLIMIT_DATA counts."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData:")]
     return 1024 * int(line.split()[1])
 
 
-def main(source: str, bound: int, room: str) -> None:
+def main(work: str, source: str, bound: int, room: str) -> None:
     torch.set_num_threads(1)
+    done = {"search": search, "train": train}[work]
     few = load_images(f"{source}#:120", image_size=SIZE)
     if room == "file":
-        search(few)
+        done(few)
     limit = private() + bound
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     with tempfile.TemporaryDirectory() as folder:
         data = load_images(source, image_size=SIZE, room=Room(bound // 8, Path(folder)) if room == "file" else None)
-        values, poison = search(data)
+        values, others = done(data)
         files = sum(file.stat().st_size for file in Path(folder).iterdir())
     assert bool(values.any())
-    assert poison.isfinite().all()
+    assert others.isfinite().all()
     print(len(data), files)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])

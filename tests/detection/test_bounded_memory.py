@@ -1,4 +1,4 @@
-"""Memory of the search does not grow with the data set: in a process that is not given more."""
+"""Memory of searches and trainings does not grow with the data set: in a process that is not given more."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def many(tmp_path_factory) -> Path:
     return path
 
 
-def searched(source: Path, room: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.detection.bounded", str(source), str(BOUND), room]
+def bounded(work: str, source: Path, room: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.detection.bounded", work, str(source), str(BOUND), room]
     # What is freed goes back at once: counted is what is asked for, not what the C library keeps in between.
     alone = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1000000"}
     return subprocess.run(
@@ -50,15 +50,16 @@ def searched(source: Path, room: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_DATA bounds maps on Linux alone")
-def test_a_set_several_times_as_large_as_the_bound_is_searched(many):
+@pytest.mark.parametrize("work", ["search", "train"])
+def test_a_set_several_times_as_large_as_the_bound(work, many):
     needed = COUNT * 3 * SIZE * SIZE
     assert needed > 3.9 * BOUND
-    result = searched(many, "file")
+    result = bounded(work, many, "file")
     assert result.returncode == 0, result.stderr[-2000:]
     images, in_files = map(int, result.stdout.split())
     assert images == COUNT
     assert in_files >= needed
-    refused = searched(many, "memory")  # the limit is one
+    refused = bounded(work, many, "memory")  # the limit is one
     assert refused.returncode != 0
     assert "of memory" in refused.stderr
 
