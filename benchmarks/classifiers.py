@@ -17,6 +17,7 @@ from sanitize.attacks import Poisoned, PoisoningAttack, attack_named
 from sanitize.attacks.base import Truth
 from sanitize.data import DeviceImages, ImageSet, load_images
 from sanitize.data.triggers import Trigger
+from sanitize.dataset_job import WARM_UP
 from sanitize.defenses import Need, Purifier, defense_named
 from sanitize.detection import FCT, Scores
 from sanitize.detection.fct import feature_extractor
@@ -159,8 +160,8 @@ def _separated(row: str, column: str) -> Measure:
     def measure(lab: Lab) -> dict[str, float | None]:
         network, data, _, truth = suspect(lab, row)
         engine = lab.engine(f"{row}-{column}")
-        if column == "fct":  # two epochs, as D-ST trains its network for the split
-            warm_up = Supervised(**SUPERVISED[lab.profile.name] | {"epochs": 2, "learning_rate": 0.01})
+        if column == "fct":  # as `sanitize dataset` trains where no model is given
+            warm_up = Supervised(**WARM_UP)
             scores = FCT().score(warm_up.train(lab.untrained(kind="classifier"), data, engine).network, data, engine)
         elif column == "fct in the suspect":
             scores = FCT().score(network, data, engine)

@@ -30,7 +30,7 @@ from sanitize.workdir import DEFAULT_PARENT, Workdir
 
 SPLITTABLE = frozenset({"fct", "patchsearch", "poisoncam"})
 """Detectors whose search several processes may share (docs/scaling.md)."""
-WARM_UP = {"epochs": 2, "batch_size": 64, "learning_rate": 0.01, "crop_padding": 0, "flip": 0.0}
+WARM_UP = {"epochs": 3, "batch_size": 64, "learning_rate": 0.01, "crop_padding": 0, "flip": 0.0}
 """Of a classifier's training without a suspect: short, so that the backdoor is learned and little else, unaugmented."""
 SELF_SUPERVISED = {"epochs": 100, "batch_size": 128, "learning_rate": 0.06}
 """Of an encoder's training without a suspect: as many epochs as PoisonCAM found enough to search by (its Table III)."""

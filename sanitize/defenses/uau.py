@@ -56,8 +56,10 @@ class UAU(Purifier):
     families: Literal["both", "perturbation", "patch"] = Field(
         "both", description="what is searched: bounded perturbations, patches of two sizes, or all in turn"
     )
-    layer: Literal["output", "features"] = Field(
-        "output", description="where a classifier is examined: its logits, or the features before its head"
+    layer: Literal["auto", "output", "features"] = Field(
+        "auto",
+        description="where a classifier is examined: its logits, the features before its head, or these where its head "
+        "is known",
     )
     starts: int = Field(8, ge=1, description="perturbations that a search begins with; patches tile the image")
     search_steps: int = Field(8, ge=1, description="steps of Adam in each of the three parts of a search")
@@ -129,6 +131,8 @@ class UAU(Purifier):
         if self.layer == "output" or network.spec.kind == "encoder":
             return network
         head = find_head(network.backbone)
+        if head is None and self.layer == "auto":
+            return network
         if head is None:
             raise ArchitectureError(
                 f"{network.spec.architecture} has no head that is known to be one, so that the features before it "

@@ -186,7 +186,7 @@ def test_a_classifier_is_examined_at_its_logits_or_before_its_head():
     suspect = classifier()
     results = {
         layer: UAU(**SHORT, layer=layer).purify(suspect, defender_images(), Engine(device="cpu")).network
-        for layer in ("output", "features")
+        for layer in ("output", "features", "auto")
     }
     before = suspect.state_dict()
     changed = {
@@ -197,7 +197,7 @@ def test_a_classifier_is_examined_at_its_logits_or_before_its_head():
     assert head <= set(before)
     assert changed["output"] & head
     assert not changed["features"] & head
-    assert changed["features"]
+    assert changed["features"] == changed["auto"]
     shape = results["features"](torch.rand(2, 3, 32, 32)).shape
     assert shape == (2, 10)
 
