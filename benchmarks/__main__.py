@@ -147,6 +147,9 @@ def decoupled(
 
 @app.command()
 def poisoncam(
+    part: Annotated[
+        str, typer.Option("--part", help="detection, filters (training on the rest) or epochs.")
+    ] = "detection",
     profile: ProfileName = "small",
     seed: Seeds = None,
     row: Rows = None,
@@ -158,11 +161,14 @@ def poisoncam(
     precision: Precision = "32-true",
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """PoisonCAM and PatchSearch: detection of poisoned images without labels, and ablations."""
-    from benchmarks.poisoncam import conduct
-    from benchmarks.study import Circumstances
+    """PoisonCAM and PatchSearch: detection of poisoned images without labels, ablations, and training on the rest."""
+    from benchmarks import poisoncam, poisoned_training
+    from benchmarks.study import Circumstances, conduct
 
-    conduct(Circumstances(profile, seed or [0], row, column, minutes, work, output, device, precision, tracking_uri))
+    conduct(
+        _chosen({"detection": poisoncam.STUDY} | poisoned_training.PARTS, "part", part),
+        Circumstances(profile, seed or [0], row, column, minutes, work, output, device, precision, tracking_uri),
+    )
 
 
 @app.command()

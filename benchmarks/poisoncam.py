@@ -7,19 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cells import Cell, run_cells
+from benchmarks.cells import Cell
 from benchmarks.lab import Lab, Subject
-from benchmarks.pieces import time_limit
 from benchmarks.profiles import Profile
 from benchmarks.shortcut import take_shortcut
-from benchmarks.study import Circumstances
-from benchmarks.tables import write_table
+from benchmarks.study import Study
 from sanitize.attacks import SSLBackdoor
 from sanitize.attacks.base import Poisoned, Truth
 from sanitize.data import PatchTrigger
 from sanitize.data.triggers import htba_patch
 from sanitize.detection import detector_named
-from sanitize.errors import ConfigError
 from sanitize.evaluation.filtering import measure_filtering, measure_windows
 from sanitize.trainers import SimCLR
 from sanitize.training import Engine
@@ -94,13 +91,13 @@ def measured(
     lab: Lab, method: str, targets: tuple[int, ...], data: str, settings: dict[str, Any]
 ) -> dict[str, float | None]:
     """Detection on poisoned data, on clean data with the same encoder, or on clean data with a clean one."""
-    poison = _poison(lab, targets)
+    poison = poisoned_by_patches(lab, targets)
     side = poison.triggers[0]
     assert isinstance(side, PatchTrigger)
     share = settings.get("window", 1.3)
     values = settings | {"window": round(share * side.size[0])}
     images = poison.data if data == "poisoned" else lab.train
-    subject = _clean(lab) if data == "innocent" else _threat(lab, targets, poison)
+    subject = _clean(lab) if data == "innocent" else threat(lab, targets, poison)
     engine = Engine(device=lab.device, precision=lab.precision, seed=lab.seed)
     detector = detector_named(method)(**values)
     scores = detector.score(subject.network, images.without_labels(), engine)
@@ -135,29 +132,6 @@ def changed_boxes(before: Tensor, after: Tensor) -> Tensor:
     return boxes
 
 
-def conduct(how: Circumstances) -> None:
-    """Run what has no result yet, then write the page."""
-    if how.profile not in PROFILES:
-        raise ConfigError(f"unknown profile {how.profile!r}; known are {', '.join(PROFILES)}.")
-    profile = PROFILES[how.profile]
-    how.work.mkdir(parents=True, exist_ok=True)
-    listed = cells()
-    wanted = [
-        cell
-        for cell in listed
-        if (not how.rows or cell.row in how.rows) and (not how.columns or cell.column in how.columns)
-    ]
-    with time_limit(how.minutes):
-        for seed in how.seeds:
-            lab = Lab(profile, how.work, seed=seed, device=how.device, precision=how.precision)
-            run_cells(NAME, wanted, lab, tracking_uri=how.tracking_uri or f"sqlite:///{how.work / 'mlflow.db'}")
-    page = how.output / f"{NAME}-{profile.name}.md"
-    results = how.work / "results" / f"{NAME}-{profile.name}"
-    title = f"Poisoned images without labels: PoisonCAM, Table II ({profile.name})"
-    write_table(page, title, preface(profile), listed, results, METRICS, percent=False)
-    print(f"wrote {page}")
-
-
 def preface(profile: Profile) -> str:
     """What was done."""
     threat = (
@@ -182,7 +156,7 @@ def _published(row: str, method: str) -> dict[str, float]:
     return PAPER[method] if row.startswith("target") else {}
 
 
-def _poison(lab: Lab, targets: tuple[int, ...]) -> Poisoned:
+def poisoned_by_patches(lab: Lab, targets: tuple[int, ...]) -> Poisoned:
     """Half of each target's class, with a patch of its own; the first patch is the attack's."""
     size = round(SIDE * lab.profile.image_size)
     data, triggers, poisoned = lab.train, [], torch.zeros(len(lab.train), dtype=torch.bool)
@@ -205,7 +179,7 @@ def _clean(lab: Lab) -> Subject:
     )
 
 
-def _threat(lab: Lab, targets: tuple[int, ...], poison: Poisoned) -> Subject:
+def threat(lab: Lab, targets: tuple[int, ...], poison: Poisoned) -> Subject:
     triggers = [trigger for trigger in poison.triggers if isinstance(trigger, PatchTrigger)]
     digests = [trigger.sha256 for trigger in triggers]
     told = {"pretraining": lab.profile.pretraining, "target": targets[0], "trigger": digests[0]}
@@ -224,3 +198,14 @@ def _threat(lab: Lab, targets: tuple[int, ...], poison: Poisoned) -> Subject:
         told,
         lambda engine: (trainer.train(lab.untrained(), poison.data.without_labels(), engine).network, triggers),
     )
+
+
+STUDY = Study(
+    NAME,
+    "Poisoned images without labels: PoisonCAM, Table II",
+    cells,
+    METRICS,
+    percent=False,
+    preface=preface,
+    profiles=PROFILES,
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,12 +100,12 @@ DIGITS = Profile(
 PROFILES = {profile.name: profile for profile in (PAPER, SMALL, DIGITS)}
 
 
-def profile_named(name: str) -> Profile:
+def profile_named(name: str, known: Mapping[str, Profile] = PROFILES) -> Profile:
     """A profile.
 
     Raises:
         ConfigError: Unknown name.
     """
-    if name not in PROFILES:
-        raise ConfigError(f"unknown profile {name!r}; known are {', '.join(PROFILES)}.")
-    return PROFILES[name]
+    if name not in known:
+        raise ConfigError(f"unknown profile {name!r}; known are {', '.join(known)}.")
+    return known[name]

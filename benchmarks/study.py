@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.cells import Cell, run_cells
 from benchmarks.lab import Lab
 from benchmarks.pieces import time_limit
-from benchmarks.profiles import Profile, profile_named
+from benchmarks.profiles import PROFILES, Profile, profile_named
 from benchmarks.tables import write_table
 
 
@@ -39,6 +39,7 @@ class Study:
         plot: Draws the results (folder of results, picture), or None.
         percent: Whether values are shares, shown in %.
         preface: Settings in a paragraph.
+        profiles: Data scales, by name.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Study:
     plot: Callable[[Path, Path], None] | None = None
     percent: bool = True
     preface: Callable[[Profile], str] = of_encoders
+    profiles: Mapping[str, Profile] = field(default_factory=lambda: PROFILES)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Circumstances:
 
 def conduct(study: Study, how: Circumstances) -> None:
     """Run what has no result yet, then write the page (also when time ran out)."""
-    profile = profile_named(how.profile)
+    profile = profile_named(how.profile, study.profiles)
     how.work.mkdir(parents=True, exist_ok=True)
     cells = study.cells()
     wanted = [

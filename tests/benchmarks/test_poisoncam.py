@@ -7,13 +7,13 @@ from dataclasses import replace
 import torch
 
 from benchmarks.lab import Lab
-from benchmarks.poisoncam import _by_trigger, _poison, changed_boxes
+from benchmarks.poisoncam import _by_trigger, changed_boxes, poisoned_by_patches
 from benchmarks.profiles import DIGITS
 
 
 def test_each_target_has_a_patch_of_its_own(tmp_path):
     lab = Lab(replace(DIGITS, train="digits#0:400"), tmp_path, device="cpu")
-    poison = _poison(lab, (1, 2, 4))
+    poison = poisoned_by_patches(lab, (1, 2, 4))
     labels, poisoned = lab.train.labels, poison.truth.poisoned
     assert [trigger.target for trigger in poison.triggers] == [1, 2, 4]
     assert len({trigger.sha256 for trigger in poison.triggers}) == 3
@@ -22,7 +22,7 @@ def test_each_target_has_a_patch_of_its_own(tmp_path):
         assert int(poisoned[labels == target].sum()) == (count // 2 if target in (1, 2, 4) else 0)
     boxes = changed_boxes(lab.train.images, poison.data.images)
     assert torch.equal(boxes[:, 2] > 0, poisoned)
-    alone = _poison(lab, (1,))
+    alone = poisoned_by_patches(lab, (1,))
     assert torch.equal(alone.data.images[labels == 1], poison.data.images[labels == 1])
 
     removed = poisoned & (labels != 4)
