@@ -24,7 +24,8 @@ from sanitize.detection.fct import feature_extractor
 from sanitize.evaluation import ClassifierEvaluator
 from sanitize.evaluation.filtering import measure_filtering
 from sanitize.suspects import Network, read_tensors, rebuild
-from sanitize.trainers import DST, Supervised
+from sanitize.trainers import DST, Supervised, Trainer
+from sanitize.training import Engine
 from sanitize.types import Normalization
 
 TARGET = 0
@@ -86,7 +87,7 @@ def poisoned(lab: Lab, row: str) -> Poisoned:
     settings: dict[str, Any] = {"rate": POISON_RATE, "target": TARGET}
     settings |= {"label_mode": mode} if mode else {}
     settings |= {k: v for k, v in SURROGATE.get(lab.profile.name, {}).items() if k in made.model_fields}
-    return made(**settings).poison(lab.train, lab.engine(f"{row}-poison"))
+    return made(**settings).poison(lab.train, lab.engine(lab.key(f"{row}-poison", settings)))
 
 
 def suspect(lab: Lab, row: str) -> tuple[Network, ImageSet, tuple[Trigger, ...], Truth]:
@@ -134,13 +135,17 @@ def _purified(row: str, column: str) -> Measure:
         test = load_images(str(data_folder() / "cifar10-test.parquet")) if row == THIRD_PARTY else lab.test
         evaluator = ClassifierEvaluator(test_data=test, triggers=triggers)
         before = evaluator.measure(network, lab.engine("evaluation")).metrics
-        engine = lab.engine(f"{row}-{column}")
+
+        def engine(method: Purifier | Trainer) -> Engine:
+            return lab.engine(lab.key(f"{row}-{column}", SUPERVISED[lab.profile.name], method.model_dump()))
+
         if column == "d-st":
-            network = DST(**D_ST[lab.profile.name]).train(lab.untrained(kind="classifier"), data, engine).network
+            trainer = DST(**D_ST[lab.profile.name])
+            network = trainer.train(lab.untrained(kind="classifier"), data, engine(trainer)).network
         elif column != "none":
             purifier = defense_named(column)(**lab.profile.defenses.get(column, {}))
             assert isinstance(purifier, Purifier)
-            network = purifier.purify(network, _defenders(lab, row, data, purifier), engine).network
+            network = purifier.purify(network, _defenders(lab, row, data, purifier), engine(purifier)).network
         found = evaluator.measure(network, lab.engine("evaluation")).metrics
         return found | {"suspect_attack_success_rate": before.get("attack_success_rate")}
 
@@ -159,9 +164,9 @@ def _defenders(lab: Lab, row: str, data: ImageSet, purifier: Purifier) -> ImageS
 def _separated(row: str, column: str) -> Measure:
     def measure(lab: Lab) -> dict[str, float | None]:
         network, data, _, truth = suspect(lab, row)
-        engine = lab.engine(f"{row}-{column}")
+        warm_up = Supervised(**WARM_UP)
+        engine = lab.engine(lab.key(f"{row}-{column}", warm_up.model_dump()))
         if column == "fct":  # as `sanitize dataset` trains where no model is given
-            warm_up = Supervised(**WARM_UP)
             scores = FCT().score(warm_up.train(lab.untrained(kind="classifier"), data, engine).network, data, engine)
         elif column == "fct in the suspect":
             scores = FCT().score(network, data, engine)

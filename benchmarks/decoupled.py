@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -177,7 +176,7 @@ def _poison(lab: Lab, attack: str, suffix: str) -> Poisoned:
     settings = {"target": TARGET, "rate": POISON[lab.profile.name][suffix], "rate_of": "all", **surrogate}
     attacker = made(**settings)
     assert isinstance(attacker, PoisoningAttack)
-    return attacker.poison(lab.train, lab.engine(_key(lab, "poison", settings | {"attack": attack})))
+    return attacker.poison(lab.train, lab.engine(lab.key("poison", settings | {"attack": attack})))
 
 
 def _suspect(lab: Lab, attack: str, suffix: str, poisoned: Poisoned) -> Subject:
@@ -195,7 +194,7 @@ def _purified(lab: Lab, suspect: Subject, method: str) -> Network:
     """The defences that need clean images: 5 % of the training set, as it was before the attack."""
     purifier = defense_named(method)()
     assert isinstance(purifier, Purifier)
-    engine = lab.engine(_key(lab, method, {"subject": suspect.key, "settings": purifier.model_dump()}))
+    engine = lab.engine(lab.key(method, {"subject": suspect.key, "settings": purifier.model_dump()}))
     return purifier.purify(suspect.network, lab.defender_images(0.05), engine).network
 
 
@@ -213,7 +212,7 @@ def _retrained(lab: Lab, attack: str, suffix: str, column: str, poisoned: Poison
     trainer = Decoupled(ssl="given", **(SETTINGS[lab.profile.name]["training"] | ABLATIONS[column]))
     network = lab.untrained(architecture, kind="classifier")
     network.backbone.load_state_dict(encoder.network.backbone.state_dict(), strict=False)  # it has no head
-    engine = lab.engine(_key(lab, "decoupled", {"encoder": encoder.key, "trainer": trainer.model_dump()}))
+    engine = lab.engine(lab.key("decoupled", {"encoder": encoder.key, "trainer": trainer.model_dump()}))
     trained = trainer.train(network, poisoned.data, engine)
     first = trained.filterings["classifier"]
     _keep_losses(lab, f"{attack}{suffix}--{column}", first, poisoned)
@@ -233,11 +232,6 @@ def _evaluated(lab: Lab, network: Network, poisoned: Poisoned) -> dict[str, floa
     evaluator = ClassifierEvaluator(test_data=lab.test, triggers=poisoned.triggers)
     metrics = evaluator.measure(network, lab.engine("evaluation")).metrics
     return {name: metrics[name] for name in ("clean_accuracy", "attack_success_rate")}
-
-
-def _key(lab: Lab, name: str, settings: dict[str, Any]) -> str:
-    told = json.dumps([lab.profile.name, lab.seed, settings], sort_keys=True, default=str)
-    return f"{lab.profile.name}-{name}-seed{lab.seed}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 
 def _keep_losses(lab: Lab, name: str, filtering: Filtering, poisoned: Poisoned) -> None:

@@ -63,8 +63,16 @@ class Lab:
         count = round(len(self.train) * (share or self.profile.share))
         return self.train.subset(slice(0, count))
 
+    def key(self, name: str, *settings: Any) -> str:
+        """A name of what is made here with these settings, with this seed, at this scale, and of nothing else."""
+        told = json.dumps([self.profile.name, self.seed, *settings], sort_keys=True, default=str)
+        return f"{self.profile.name}-{name}-seed{self.seed}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+
     def engine(self, key: str) -> Engine:
-        """An engine whose checkpoints belong to `key`: a job that was cut off goes on where it was."""
+        """An engine whose checkpoints belong to `key`: a job that was cut off goes on where it was.
+
+        What trains with it needs one of its own, see `key`.
+        """
         return Engine(
             device=self.device,
             precision=self.precision,
@@ -104,8 +112,7 @@ class Lab:
             architecture: The profile's when left out.
             kind: Of the network.
         """
-        told = json.dumps([self.profile.name, self.seed, architecture, kind, settings], sort_keys=True, default=str)
-        key = f"{self.profile.name}-{name}-seed{self.seed}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+        key = self.key(name, architecture, kind, settings)
         folder = self.work / "networks" / key
         weights = folder / "weights.safetensors"
         if not weights.is_file():
@@ -113,7 +120,7 @@ class Lab:
             folder.mkdir(parents=True, exist_ok=True)
             for number, trigger in enumerate(triggers):
                 trigger.save(folder / f"trigger{number}")
-            (folder / "settings.json").write_text(told)
+            (folder / "settings.json").write_text(json.dumps([architecture, kind, settings], default=str))
             partial = folder / "partial.safetensors"
             save_file({name: tensor.contiguous() for name, tensor in network.cpu().state_dict().items()}, partial)
             partial.rename(weights)

@@ -51,6 +51,17 @@ def test_a_cell_runs_once_and_is_an_mlflow_run(tmp_path, store_uri):
     assert runs[0].data.metrics == {"ours/clean_accuracy": 0.5}
 
 
+def test_what_is_made_with_other_settings_or_another_seed_has_another_name(tmp_path):
+    keys = [
+        lab(tmp_path).key("a", {"epochs": 1}),
+        lab(tmp_path).key("a", {"epochs": 2}),
+        lab(tmp_path, seed=1).key("a", {"epochs": 1}),
+        lab(tmp_path).key("b", {"epochs": 1}),
+    ]
+    assert len(set(keys)) == 4
+    assert keys[0] == lab(tmp_path).key("a", {"epochs": 1})
+
+
 def test_a_failed_cell_leaves_no_result(tmp_path, store_uri):
     def fail(lab):
         raise ConfigError("no")
