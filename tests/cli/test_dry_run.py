@@ -81,7 +81,7 @@ JOBS = {
         ["dataset", "digits#0:400", "--method", "fct", "--arch", "small-cnn", "--normalization", "half",
          "--register", "scraped"],
         {"labels": "every", "model": "trained here, by supervised"},
-        [("supervised", 12)],
+        [("supervised", 18)],
         ["models:/scraped/1", "digits-0-400-fct"],
     ),
     "scan": (
