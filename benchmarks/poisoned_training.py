@@ -78,7 +78,9 @@ def _trained_on(target: int, column: str) -> Measure:
         method, cutmix = FILTERS[column]
         removed = _removed(lab, target, method) if method else torch.zeros(len(lab.train), dtype=torch.bool)
         encoder = _encoder(lab, target, f"after {method}", ~removed, cutmix=cutmix)
-        return _measured(lab, encoder) | {"removed": float(removed.sum())}
+        undefended = _measured(lab, _encoder(lab, target, "after None", torch.ones_like(removed)))
+        taken = undefended["attack_success_rate"]
+        return _measured(lab, encoder) | {"removed": float(removed.sum()), "suspect_attack_success_rate": taken}
 
     return measure
 
@@ -86,7 +88,8 @@ def _trained_on(target: int, column: str) -> Measure:
 def _trained_for(share: float) -> Measure:
     def measure(lab: Lab) -> dict[str, float | None]:
         everything = torch.ones(len(lab.train), dtype=torch.bool)
-        return _measured(lab, _encoder(lab, TARGETS[0], "after None", everything, share=share))
+        found = _measured(lab, _encoder(lab, TARGETS[0], "after None", everything, share=share))
+        return found | {"suspect_attack_success_rate": found["attack_success_rate"]}
 
     return measure
 
