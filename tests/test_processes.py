@@ -30,8 +30,10 @@ from tests.training.worker import SCENES
 
 ROOT = Path(__file__).parents[1]
 SAME_BITS = ("forward", "dropout", "fct", "poisoncam", "poisoncam_iterative", "patchsearch")
-ENLARGED = ("uau", "neural_cleanse", "ssl_cleanse")  # Adam takes the sign of gradients that are only rounding
-TOLERANCES = dict.fromkeys(SAME_BITS, 0.0) | dict.fromkeys(ENLARGED, 0.3) | {"simclr_in_double": 1e-6, "asked": 1e-5}
+# Adam takes the sign of gradients that are only rounding. Where each process has the gradients of its own rows only,
+# the differences are 0.23, 0.03 and 0.58, and 0.07 for `asked`.
+ENLARGED = {"uau": 0.1, "neural_cleanse": 0.01, "ssl_cleanse": 0.3}
+TOLERANCES = dict.fromkeys(SAME_BITS, 0.0) | ENLARGED | {"simclr_in_double": 1e-6, "asked": 1e-5}
 """Length of the difference over that of the vector of all weights, statistics and losses, or of all changes; 1e-3 where
 none is named."""
 

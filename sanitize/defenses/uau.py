@@ -148,7 +148,7 @@ class UAU(Purifier):
         """Evidence: searches that depend on nothing but the network, the images and the seed."""
         centre = features.mean(dim=0).to(engine.device)
         asked = engine.spread(network)
-        with engine.fabric.autocast():
+        with engine.processes.together(f"searches for evidence in {len(features)} images"), engine.fabric.autocast():
             return {
                 family: fresh_search(
                     asked,
