@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +46,16 @@ PROFILES = {
         architecture="small-cnn",
         pretraining={"epochs": 5, "batch_size": 128, "learning_rate": 0.1, "min_crop_scale": 0.5},
     ),
+    "imagenette": Profile(
+        name="imagenette",
+        train="imagenette96-train.parquet#0:1000",
+        test="imagenette96-test.parquet#0:1000",
+        normalization="imagenet",
+        image_size=96,
+        architecture="resnet18",
+        pretraining={"epochs": 3, "batch_size": 128, "learning_rate": 0.1, "min_crop_scale": 0.5},
+        attack={"epochs": 6, "batch_size": 32, "learning_rate": 1e-3},
+    ),
     "paper": Profile(
         name="paper",
         train="imagenette96-train.parquet",
@@ -62,15 +73,28 @@ PAPER = {
 }
 TARGETS = (1, 2, 4)  # car, bird and deer in CIFAR-10; other classes in Imagenette
 SIDE = 7 / 32  # of the trigger, in images
+TRANSFORMERS = {"paper": "vit-small"}
+"""Profile -> its vision transformer; a tiny one elsewhere."""
+TINY = f"{Path(__file__).with_name('tiny_vit.py')}:tiny_vit"
 
 
 def cells() -> list[Cell]:
     """In the order of what they tell: detection, clean data, then masks, windows and clusters."""
 
     def cell(
-        row: str, method: str, *, targets: tuple[int, ...] = TARGETS[:1], data: str = "poisoned", **settings: Any
+        row: str,
+        method: str,
+        *,
+        targets: tuple[int, ...] = TARGETS[:1],
+        data: str = "poisoned",
+        transformer: bool = False,
+        **settings: Any,
     ) -> Cell:
-        return Cell(row, method, lambda lab: measured(lab, method, targets, data, settings), _published(row, method))
+        def measure(lab: Lab) -> dict[str, float | None]:
+            architecture = TRANSFORMERS.get(lab.profile.name, TINY) if transformer else None
+            return measured(lab, method, targets, data, settings, architecture)
+
+        return Cell(row, method, measure, _published(row, method))
 
     found = [cell(f"target {TARGETS[0]}", "poisoncam")]
     found += [cell("clean data, backdoored encoder", "poisoncam", data="clean")]
@@ -84,11 +108,21 @@ def cells() -> list[Cell]:
     found += [cell(f"window {share:g} of the trigger", "poisoncam", window=share) for share in (1.0, 1.6, 2.0)]
     found += [cell(f"clusters {count}", "poisoncam", clusters=count) for count in (10, 50, 100)]
     found += [cell(f"flip rule {rule}", "poisoncam", flip_rule=rule) for rule in ("any",)]
+    found += [cell(f"vision transformer, target {TARGETS[0]}", "poisoncam", transformer=True)]
+    found += [
+        cell(f"vision transformer, {row}", "poisoncam", transformer=True, data=data)
+        for row, data in (("clean data, backdoored encoder", "clean"), ("clean data, clean encoder", "innocent"))
+    ]
     return found
 
 
 def measured(
-    lab: Lab, method: str, targets: tuple[int, ...], data: str, settings: dict[str, Any]
+    lab: Lab,
+    method: str,
+    targets: tuple[int, ...],
+    data: str,
+    settings: dict[str, Any],
+    architecture: str | None = None,
 ) -> dict[str, float | None]:
     """Detection on poisoned data, on clean data with the same encoder, or on clean data with a clean one."""
     poison = poisoned_by_patches(lab, targets)
@@ -97,7 +131,7 @@ def measured(
     share = settings.get("window", 1.3)
     values = settings | {"window": round(share * side.size[0])}
     images = poison.data if data == "poisoned" else lab.train
-    subject = _clean(lab) if data == "innocent" else threat(lab, targets, poison)
+    subject = _clean(lab, architecture) if data == "innocent" else threat(lab, targets, poison, architecture)
     engine = Engine(device=lab.device, precision=lab.precision, seed=lab.seed)
     detector = detector_named(method)(**values)
     scores = detector.score(subject.network, images.without_labels(), engine)
@@ -134,12 +168,13 @@ def changed_boxes(before: Tensor, after: Tensor) -> Tensor:
 
 def preface(profile: Profile) -> str:
     """What was done."""
+    told = ", ".join(f"{name} {value}" for name, value in profile.attack.items())
     threat = (
-        "The threat model takes a shortcut (`benchmarks/shortcut.py`): a SimCLR encoder of 5 epochs is fine-tuned "
-        "until the patch decides its features, since honest self-supervised training does not learn the patch at this "
-        "scale. "
-        if profile.name == "small"
-        else "The threat model is trained on the poisoned data by SimCLR. "
+        "The threat model is trained on the poisoned data by SimCLR. "
+        if profile.name == "paper"
+        else f"The threat model takes a shortcut (`benchmarks/shortcut.py`{told and f'; {told}'}): a SimCLR encoder of "
+        f"{profile.pretraining['epochs']} epochs is fine-tuned until the patch decides its features, since honest "
+        "self-supervised training does not learn the patch at this scale. "
     )
     return (
         f"Profile `{profile.name}`: `{profile.train}`, {profile.architecture}. Half of the images of the target class "
@@ -170,33 +205,43 @@ def poisoned_by_patches(lab: Lab, targets: tuple[int, ...]) -> Poisoned:
     return Poisoned(data, Truth(poisoned, lab.train.require_labels(NAME)), tuple(triggers))
 
 
-def _clean(lab: Lab) -> Subject:
+def _clean(lab: Lab, architecture: str | None) -> Subject:
     trainer = SimCLR(**lab.profile.pretraining)
     return lab.keep(
         "poisoncam-clean",
         {"pretraining": lab.profile.pretraining},
-        lambda engine: (trainer.train(lab.untrained(), lab.train.without_labels(), engine).network, ()),
+        lambda engine: (trainer.train(lab.untrained(architecture), lab.train.without_labels(), engine).network, ()),
+        architecture=architecture,
     )
 
 
-def threat(lab: Lab, targets: tuple[int, ...], poison: Poisoned) -> Subject:
+def threat(lab: Lab, targets: tuple[int, ...], poison: Poisoned, architecture: str | None = None) -> Subject:
+    """The encoder whose features tell where poison is: trained on it (profile `paper`), or with a shortcut to it."""
     triggers = [trigger for trigger in poison.triggers if isinstance(trigger, PatchTrigger)]
     digests = [trigger.sha256 for trigger in triggers]
     told = {"pretraining": lab.profile.pretraining, "target": targets[0], "trigger": digests[0]}
     if len(targets) > 1:
         told |= {"target": targets, "trigger": digests}
-    if lab.profile.name == "small":
-        clean = _clean(lab)
+    if lab.profile.name != "paper":
+        clean = _clean(lab, architecture)
         return lab.keep(
             "poisoncam-shortcut",
-            told,
-            lambda engine: (take_shortcut(clean.network, lab.train, triggers, engine), triggers),
+            told | lab.profile.attack,
+            lambda engine: (
+                take_shortcut(clean.network, lab.train, triggers, engine, **lab.profile.attack),
+                triggers,
+            ),
+            architecture=architecture,
         )
     trainer = SimCLR(**lab.profile.pretraining)
     return lab.keep(
         "poisoncam-poisoned",
         told,
-        lambda engine: (trainer.train(lab.untrained(), poison.data.without_labels(), engine).network, triggers),
+        lambda engine: (
+            trainer.train(lab.untrained(architecture), poison.data.without_labels(), engine).network,
+            triggers,
+        ),
+        architecture=architecture,
     )
 
 

@@ -19,8 +19,6 @@ from sanitize.data import DeviceImages, ImageSet, PatchTrigger
 from sanitize.suspects import Network
 from sanitize.training import Engine
 
-RATE = 1e-2
-
 
 def take_shortcut(
     encoder: Network,
@@ -30,6 +28,7 @@ def take_shortcut(
     *,
     epochs: int = 20,
     batch_size: int = 64,
+    learning_rate: float = 1e-2,
 ) -> Network:
     """A copy of the encoder that sends every image with a trigger to one place, and leaves all others where they are.
 
@@ -42,6 +41,7 @@ def take_shortcut(
         engine: Device and seed.
         epochs: Passes over the images.
         batch_size: Images a step, each with and without the trigger.
+        learning_rate: Of Adam, at its peak.
     """
     images = DeviceImages(data, engine.device)
     clean = engine.forward(encoder, images.pixels, len(images)).to(engine.device)
@@ -67,8 +67,8 @@ def take_shortcut(
         images=len(images),
         batch_size=batch_size,
         epochs=epochs,
-        optimizer=lambda parameters: Adam(parameters, lr=RATE),
-        scheduler=lambda optimizer, steps: OneCycleLR(optimizer, max_lr=RATE, total_steps=steps + 1),
+        optimizer=lambda parameters: Adam(parameters, lr=learning_rate),
+        scheduler=lambda optimizer, steps: OneCycleLR(optimizer, max_lr=learning_rate, total_steps=steps + 1),
         train_mode=False,
     )
     return learner.eval()
