@@ -128,10 +128,10 @@ def preface(profile: Profile) -> str:
         f"{profile.architecture}, tested on `{profile.test}`; the linear probe is fitted to {profile.share:.0%} of the "
         f"training images, clean and labelled. Half of the images of the target class have an HTBA patch of {SIDE:.0%} "
         "of the side. What is removed is found with the threat model of the study `poisoncam`; but for the profile "
-        "`paper` that is not the encoder that is trained here, but one with a shortcut. Shares of the epochs are trainings of "
-        "their own, each with its own schedule; the paper looks into one training. `FP rate` is the share of clean "
-        "images of other classes that the probe puts into the target class. The paper's values are of STL-10 (by "
-        "detector) and ImageNet-100 (by epochs), with other networks: they are there for orientation."
+        "`paper` that is not the encoder that is trained here, but one with a shortcut. Shares of the epochs are "
+        "trainings of their own, each with its own schedule; the paper looks into one training. `FP rate` is the "
+        "share of clean images of other classes that the probe puts into the target class. The paper's values are of "
+        "STL-10 (by detector) and ImageNet-100 (by epochs), with other networks: they are there for orientation."
     )
 
 

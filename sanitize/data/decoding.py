@@ -93,7 +93,7 @@ class Decoder:
                         unreadable.append(Unreadable(done, name, picture))
                     else:
                         if output is None:
-                            output = self._space(count, picture)
+                            output = self.space(count, picture)
                         if picture.shape == output.shape[1:]:
                             output[done - len(unreadable)] = picture
                         else:
@@ -115,7 +115,12 @@ class Decoder:
             )
         return Decoded(require_square(output[: count - len(unreadable)], self.source), tuple(unreadable))
 
-    def _space(self, count: int, picture: Tensor) -> Tensor:
+    def space(self, count: int, picture: Tensor) -> Tensor:
+        """Room for so many images of the picture's shape (3, H, W).
+
+        Raises:
+            DataError: There is not enough memory, or space on the disk.
+        """
         shape = (count, *picture.shape)
         if self.room is not None:
             return self.room.empty(shape, torch.uint8)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from sanitize.data.decoding import SUFFIXES as PICTURE_SUFFIXES
 from sanitize.data.decoding import Decoded, Decoder, resize_images
 from sanitize.data.images import ImageSet
+from sanitize.data.npz import read_npz
 from sanitize.data.parquet import SUFFIXES as PARQUET_SUFFIXES
 from sanitize.data.parquet import parquet_files, read_parquet
 from sanitize.data.public import read_torchvision
@@ -28,8 +28,6 @@ FORMS = (
     "runs:/<id>/<path> or models:/<name>/<version>; each may end in a row slice, #0:500"
 )
 DIGITS_SIZE = 32
-# An .npz can announce far more than its size on disk; what is announced must fit in memory.
-MAX_NPZ_BYTES = 16 * 2**30
 
 Loaded = tuple[Decoded, Tensor | None, tuple[str, ...] | None]
 """Images, labels of all rows, class names."""
@@ -56,7 +54,7 @@ def load_images(
         seed: Of a ``#~count`` sample; nothing else is random.
         skip_unreadable: Leave out images that cannot be decoded, and list them in ``unreadable``; else one of them is
             an error, and so is it if there are no others.
-        room: For images that may not fit in memory; None for no limit. An ``.npz`` is read whole all the same.
+        room: For images that may not fit in memory; None for no limit.
 
     Returns:
         The set; its ``uri`` is `source` as given.
@@ -107,7 +105,7 @@ def _read_path(path: Path, rows: Rows, decoder: Decoder) -> Loaded:
     if suffix in PARQUET_SUFFIXES or head == b"PAR1":
         return read_parquet([path], rows=rows, decoder=decoder)
     if suffix == ".npz":
-        return _read_npz(path, rows, decoder)
+        return read_npz(path, rows=rows, decoder=decoder)
     raise DataError(f"{source} is a file of no form that is read. Data is {FORMS}.")
 
 
@@ -128,7 +126,7 @@ def _read_folder(folder: Path, rows: Rows, decoder: Decoder) -> Loaded:
     if files := parquet_files(folder):
         return read_parquet(files, rows=rows, decoder=decoder)
     if len(entries) == 1 and entries[0].suffix.lower() == ".npz":
-        return _read_npz(entries[0], rows, decoder)
+        return read_npz(entries[0], rows=rows, decoder=decoder)
     flat = [path for path in entries if _is_picture(path)]
     classes = [path for path in entries if path.is_dir()]
     if flat and classes:
@@ -163,67 +161,6 @@ def _visible(folder: Path) -> list[Path]:
 
 def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
-
-
-def _read_npz(path: Path, rows: Rows, decoder: Decoder) -> Loaded:
-    source = decoder.source
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > MAX_NPZ_BYTES:
-            raise DataError(f"{source} unpacks to {size / 2**30:.0f} GiB, more than fits. Use Parquet.")
-        with np.load(path, allow_pickle=False) as arrays:
-            pixels = _array(arrays, ("images", "x"))
-            labels = _array(arrays, ("labels", "y"))
-            names = _array(arrays, ("class_names",))
-    except DataError:
-        raise
-    except Exception as error:  # damage surfaces as errors of zipfile, zlib, numpy's header parser, ...
-        raise DataError(
-            f"{source} is not a readable .npz of plain arrays ({error}); pickled objects are never loaded. "
-            "Write it with numpy.savez(file, images=..., labels=...)."
-        ) from error
-    if pixels is None:
-        raise DataError(f"{source} has no array `images` (or `x`): uint8, (N, H, W, 3) or (N, 3, H, W).")
-    images = _channels_first(pixels, source)
-    indices = rows.indices(len(images), source)
-    if labels is not None:
-        if labels.dtype.kind not in "iu" or labels.shape not in ((len(images),), (len(images), 1)):
-            raise DataError(
-                f"labels of {source} must be integers, one for each of the {len(images)} images; "
-                f"got {labels.dtype} {labels.shape}."
-            )
-        labels = labels.reshape(-1)[indices].astype(np.int64)
-    chosen = torch.from_numpy(np.ascontiguousarray(images[indices]))
-    return (
-        Decoded(resize_images(chosen, decoder.image_size, source)),
-        None if labels is None else torch.from_numpy(labels),
-        None if names is None else tuple(map(str, names.reshape(-1))),
-    )
-
-
-def _array(arrays: np.lib.npyio.NpzFile, names: tuple[str, ...]) -> np.ndarray | None:
-    found = next((name for name in names if name in arrays.files), None)
-    return None if found is None else np.asarray(arrays[found])
-
-
-def _channels_first(pixels: np.ndarray, source: str) -> np.ndarray:
-    if pixels.dtype != np.uint8:
-        raise DataError(
-            f"images of {source} are {pixels.dtype}; uint8 from 0 to 255 is expected, as the range of other types "
-            "cannot be told. Convert them first."
-        )
-    if pixels.ndim == 3:
-        pixels = pixels[..., None]
-    if pixels.ndim != 4 or 0 in pixels.shape[1:]:
-        raise DataError(f"images of {source} must be (N, H, W, 3) or (N, 3, H, W), got {pixels.shape}.")
-    first, last = pixels.shape[1] in (1, 3), pixels.shape[3] in (1, 3)
-    if first == last:
-        what = "either axis could be the channels" if first else "no axis has 3 channels"
-        raise DataError(f"images of {source} are {pixels.shape}: {what}. Store (N, H, W, 3).")
-    if last:
-        pixels = pixels.transpose(0, 3, 1, 2)
-    return np.broadcast_to(pixels, (len(pixels), 3, *pixels.shape[2:]))
 
 
 def _read_digits(rows: Rows, decoder: Decoder) -> Loaded:

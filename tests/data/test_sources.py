@@ -20,8 +20,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from sanitize.data import ImageSet, load_images, sources
+from sanitize.data import ImageSet, load_images, npz
 from sanitize.data.public import dataset_names
+from sanitize.data.room import Room
 from sanitize.errors import ConfigError, DataError
 
 SHARED = Path(os.environ.get("SANITIZE_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -309,9 +310,12 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("keys", [("images", "labels"), ("x", "y")])
-def test_npz_layouts(pixels: np.ndarray, expected: Tensor, keys: tuple[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("room", [None, 0])
+def test_npz_layouts(
+    pixels: np.ndarray, expected: Tensor, keys: tuple[str, str], room: int | None, tmp_path: Path
+) -> None:
     np.savez_compressed(tmp_path / "a.npz", **{keys[0]: pixels, keys[1]: np.array(LABELS, dtype=np.uint8)[:, None]})
-    images = load_images(str(tmp_path / "a.npz"))
+    images = load_images(str(tmp_path / "a.npz"), room=None if room is None else Room(room, tmp_path / "room"))
     assert torch.equal(images.images, expected)
     assert images.labels is not None and images.labels.tolist() == LABELS
 
@@ -334,10 +338,11 @@ def test_npz_layouts(pixels: np.ndarray, expected: Tensor, keys: tuple[str, str]
         ({"images": np.array([{"a": 1}], dtype=object)}, "pickled objects are never loaded"),
     ],
 )
-def test_unfit_npz_files_are_refused(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("room", [None, 0])
+def test_unfit_npz_files_are_refused(arrays: dict[str, Any], message: str, room: int | None, tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(DataError, match=message):
-        load_images(str(tmp_path / "a.npz"))
+        load_images(str(tmp_path / "a.npz"), room=None if room is None else Room(room, tmp_path / "room"))
 
 
 class _Payload:
@@ -353,8 +358,9 @@ class _Payload:
 def test_an_npz_never_runs_code(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     np.savez(tmp_path / "a.npz", images=PIXELS, labels=np.array([_Payload(canary)] * COUNT, dtype=object))
-    with pytest.raises(DataError, match="never loaded"):
-        load_images(str(tmp_path / "a.npz"))
+    for room in (None, Room(0, tmp_path / "room")):
+        with pytest.raises(DataError, match="never loaded"):
+            load_images(str(tmp_path / "a.npz"), room=room)
     assert not canary.exists()
 
 
@@ -365,8 +371,9 @@ def test_damaged_npz_files(tmp_path: Path) -> None:
     content[200:260] = bytes(60)
     for damage in (b"", b"text", path.read_bytes()[:300], bytes(content)):
         path.write_bytes(damage)
-        with pytest.raises(DataError, match=r"not a readable \.npz"):
-            load_images(str(path))
+        for room in (None, Room(0, tmp_path / "room")):
+            with pytest.raises(DataError, match=r"not a readable \.npz"):
+                load_images(str(path), room=room)
 
 
 def test_an_npz_that_announces_more_than_it_holds_or_than_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,9 +381,10 @@ def test_an_npz_that_announces_more_than_it_holds_or_than_fits(tmp_path: Path, m
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**9, 8, 8, 3)})
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("images.npy", header.getvalue() + bytes(1000))
-    with pytest.raises(DataError, match=r"not a readable \.npz"):
-        load_images(str(tmp_path / "a.npz"))
-    monkeypatch.setattr(sources, "MAX_NPZ_BYTES", 1000)
+    for room in (None, Room(0, tmp_path / "room")):
+        with pytest.raises(DataError, match=r"not a readable \.npz"):
+            load_images(str(tmp_path / "a.npz"), room=room)
+    monkeypatch.setattr(npz, "MAX_BYTES", 1000)
     with pytest.raises(DataError, match="more than fits"):
         load_images(str(tmp_path / "a.npz"))
 

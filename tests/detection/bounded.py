@@ -1,4 +1,4 @@
-"""PoisonCAM or SimCLR on a data set in a process whose memory is limited; run by test_bounded_memory.py.
+"""PoisonCAM, SimCLR, or no more than reading, in a process whose memory is limited; run by test_bounded_memory.py.
 
 The limit is on private memory (RLIMIT_DATA: heap, stacks, anonymous maps): what the process has after a run on a few
 images, and a number of bytes for the whole set. Pages of a mapped file do not count; the system may drop them.
@@ -57,6 +57,12 @@ def train(data: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:
     return weights, weights
 
 
+def read(data: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean of every image."""
+    means = torch.cat([part.float().mean(dim=(1, 2, 3)) for part in data.images.split(32)])
+    return means, means
+
+
 def private() -> int:
     """Bytes that RLIMIT_DATA counts."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData:")]
@@ -65,7 +71,7 @@ def private() -> int:
 
 def main(work: str, source: str, bound: int, room: str) -> None:
     torch.set_num_threads(1)
-    done = {"search": search, "train": train}[work]
+    done = {"search": search, "train": train, "read": read}[work]
     few = load_images(f"{source}#:120", image_size=SIZE)
     if room == "file":
         done(few)

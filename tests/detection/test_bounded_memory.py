@@ -39,6 +39,16 @@ def many(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> Path:
+    """The same in a NumPy archive, in their own size, few of them different."""
+    random = np.random.default_rng(0)
+    small = random.integers(0, 256, (8, 8, 8, 3), dtype=np.uint8).repeat(SIZE // 8, 1).repeat(SIZE // 8, 2)
+    path = tmp_path_factory.mktemp("archive") / "many.npz"
+    np.savez_compressed(path, images=np.tile(small, (COUNT // 8, 1, 1, 1)))
+    return path
+
+
 def bounded(work: str, source: Path, room: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tests.detection.bounded", work, str(source), str(BOUND), room]
     # What is freed goes back at once: counted is what is asked for, not what the C library keeps in between.
@@ -62,6 +72,19 @@ def test_a_set_several_times_as_large_as_the_bound(work, many):
     refused = bounded(work, many, "memory")  # the limit is one
     assert refused.returncode != 0
     assert "of memory" in refused.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_DATA bounds maps on Linux alone")
+def test_an_archive_several_times_as_large_as_the_bound(archive):
+    result = bounded("read", archive, "file")
+    assert result.returncode == 0, result.stderr[-2000:]
+    images, in_files = map(int, result.stdout.split())
+    assert images == COUNT
+    assert in_files >= 2 * COUNT * 3 * SIZE * SIZE  # unpacked, and as they are used
+    refused = bounded("read", archive, "memory")
+    assert refused.returncode != 0
+    assert "llocate" in refused.stderr
 
 
 def test_images_and_features_in_a_file_are_those_in_memory(tmp_path, monkeypatch):
