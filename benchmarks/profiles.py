@@ -94,7 +94,11 @@ DIGITS = Profile(
     architecture="small-cnn",
     pretraining={"epochs": 25, "batch_size": 128, "learning_rate": 0.1, "flip": 0.0, "min_crop_scale": 0.5},
     attack={"epochs": 16, "batch_size": 64, "learning_rate": 0.02, "utility_weight": 2.0},
-    defenses={"fine-tune": {"flip": 0.0, "crop_padding": 2}},
+    defenses={
+        "fine-tune": {"flip": 0.0, "crop_padding": 2},
+        "nad": {"flip": 0.0, "crop_padding": 2},
+        "neural-cleanse": {"steps": 150, "repeats": 2},
+    },
     decree={"steps": 200, "batch_size": 64, "repeats": 1},
 )
 PROFILES = {profile.name: profile for profile in (PAPER, SMALL, DIGITS)}
