@@ -7,7 +7,7 @@ import torch
 from benchmarks.cells import Cell, Measure
 from benchmarks.lab import Lab, Subject
 from benchmarks.study import Study
-from benchmarks.subjects import compared, measured, pretrained, suspect
+from benchmarks.subjects import cleaned, compared, measured, pretrained, suspect
 from sanitize.data import PatchTrigger
 from sanitize.data.triggers import FrequencyTrigger, Trigger, WarpTrigger
 from sanitize.data.triggers.patterns import htba_patch, sinusoid
@@ -97,11 +97,17 @@ ABLATIONS: dict[str, dict[str, object]] = {
 
 
 def ablation() -> list[Cell]:
-    """One setting of UAU changed at a time, on the patch and on the sine trigger."""
-    return [
+    """One setting of UAU changed at a time, on the patch and the sine trigger; weights between suspect and result."""
+    triggers = ("patch", "sine")
+    cells = [
         Cell(f"{trigger}, {name}", "uau", _on_trigger(trigger, "uau", settings))
-        for trigger in ("patch", "sine")
+        for trigger in triggers
         for name, settings in ABLATIONS.items()
+    ]
+    return cells + [
+        Cell(f"{trigger}, {share:.0%} of the suspect's weights", "uau", _between(trigger, share))
+        for trigger in triggers
+        for share in (0.25, 0.5)
     ]
 
 
@@ -135,6 +141,21 @@ def _planted(lab: Lab, name: str, *, architecture: str | None = None, attack: st
 def _on_trigger(name: str, column: str, settings: dict[str, object] | None = None) -> Measure:
     def measure(lab: Lab) -> dict[str, float | None]:
         return compared(lab, _planted(lab, name), None if column == "none" else column, settings=settings)
+
+    return measure
+
+
+def _between(name: str, share: float) -> Measure:
+    """Weights averaged with the suspect's: whether clean accuracy comes back before the backdoor does."""
+
+    def measure(lab: Lab) -> dict[str, float | None]:
+        planted = _planted(lab, name)
+        network, suspect_weights = cleaned(lab, planted, "uau").network, planted.network.state_dict()
+        with torch.no_grad():
+            for key, weights in network.state_dict().items():
+                weights.copy_(torch.lerp(weights.double(), suspect_weights[key].double(), share))
+        found = measured(lab, Subject(f"{planted.key}-between-{share}", network, planted.triggers)).metrics
+        return found | {"suspect_attack_success_rate": measured(lab, planted).metrics["attack_success_rate"]}
 
     return measure
 
