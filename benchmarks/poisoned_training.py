@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,14 +96,20 @@ def _trained_for(share: float) -> Measure:
 
 
 def _removed(lab: Lab, target: int, method: str) -> Tensor:
-    """What a detector removes, with the threat model of the study `poisoncam`."""
+    """What a detector removes, with the threat model of the study `poisoncam`; searched once, and kept."""
     poison = poisoned_by_patches(lab, (target,))
     subject = threat(lab, (target,), poison)
     settings = {"window": round(1.3 * round(SIDE * lab.profile.image_size))}
     detector = detector_named(method)(**settings | ({"flip_images": 60} if method == "patchsearch" else {}))
-    engine = Engine(device=lab.device, precision=lab.precision, seed=lab.seed)
-    data = poison.data.without_labels()
-    return detector.split(detector.score(subject.network, data, engine)).poisoned
+    file = lab.work / "removed" / f"{lab.key(method, subject.key, detector.model_dump())}.npy"
+    if not file.is_file():
+        engine = Engine(device=lab.device, precision=lab.precision, seed=lab.seed)
+        data = poison.data.without_labels()
+        removed = detector.split(detector.score(subject.network, data, engine)).poisoned
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(partial := file.with_suffix(".partial.npy"), removed.numpy())
+        partial.rename(file)
+    return torch.from_numpy(np.load(file))
 
 
 def _encoder(lab: Lab, target: int, name: str, kept: Tensor, *, cutmix: bool = False, share: float = 1.0) -> Subject:

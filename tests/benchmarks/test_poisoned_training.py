@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from benchmarks import poisoned_training
 from benchmarks.lab import Lab
 from benchmarks.poisoned_training import PARTS, epochs, filters
 from benchmarks.profiles import DIGITS
+from sanitize.detection import PoisonCAM
 
 
 def test_published_values_stand_where_they_belong():
@@ -20,7 +22,7 @@ def test_published_values_stand_where_they_belong():
     rows = {cell.row: cell.paper for cell in epochs()}
     assert rows["100% of the epochs"]["attack_success_rate"] == pytest.approx(0.524, abs=0.001)  # as in Table I
     assert next(iter(rows)) == "10% of the epochs"
-    assert set(PARTS["filters"].profiles) == {"small", "paper"}
+    assert set(PARTS["filters"].profiles) == {"small", "imagenette", "paper"}
 
 
 @pytest.mark.slow
@@ -42,3 +44,21 @@ def test_a_detector_takes_images_away_before_the_training(tmp_path, monkeypatch)
     assert trained_on == [(200, False), (200 - count, True)]
     assert [measured[column]["removed"] for column in measured] == [0, count]
     assert all(0 <= measured["none"][name] <= 1 for name in poisoned_training.METRICS)
+
+
+@pytest.mark.slow
+def test_a_detector_searches_once_for_all_trainings(tmp_path, monkeypatch):
+    settings = {"epochs": 1, "batch_size": 32, "learning_rate": 0.1}
+    profile = replace(DIGITS, train="digits#0:120", test="digits#1400:1500", pretraining=settings, attack={"epochs": 1})
+    lab = Lab(profile, tmp_path, device="cpu")
+    searched, score = [], PoisonCAM.score
+
+    def counted(self, *arguments):
+        searched.append(self)
+        return score(self, *arguments)
+
+    monkeypatch.setattr(PoisonCAM, "score", counted)
+    first = poisoned_training._removed(lab, 1, "poisoncam")
+    again = poisoned_training._removed(replace(lab), 1, "poisoncam")
+    assert torch.equal(first, again) and first.dtype == torch.bool and len(first) == 120
+    assert len(searched) == 1
