@@ -16,9 +16,10 @@ from sanitize.data.crops import PaddedCrops
 from sanitize.defenses.base import Need, Paper, Purified, Purifier
 from sanitize.defenses.uau_pool import Pool
 from sanitize.errors import ArchitectureError, DataError
-from sanitize.functional.changes import BOUND, FAMILIES, Family
+from sanitize.functional.changes import BOUND, FAMILIES
 from sanitize.functional.collapse import Found, fresh_search, unlearning_losses
 from sanitize.functional.similarity import centred_similarity
+from sanitize.functional.squares import search_square
 from sanitize.suspects.heads import find_head, remove_head
 from sanitize.suspects.networks import Network
 from sanitize.training import Engine, History, Watch
@@ -31,10 +32,10 @@ class UAU(Purifier):
     """Universal adversarial unlearning, for encoders and classifiers, without labels: our own recipe.
 
     Each round *finds* one universal change of the input under which the features of different images collapse onto
-    each other (a small perturbation, a small patch, a larger one, in turn), and *unlearns* it: changed images shall
-    have the features that they have unchanged in the suspect. What collapses little is no backdoor, and is left alone.
-    Neither trigger, target, labels nor clusters are needed, and nothing is assumed of the trigger but that such changes
-    come near it.
+    each other (a small perturbation, a small patch, a larger one, in turn; before the first round a square of one
+    colour), and *unlearns* it: changed images shall have the features that they have unchanged in the suspect. What
+    collapses little is no backdoor, and is left alone. Neither trigger, target, labels nor clusters are needed, and
+    nothing is assumed of the trigger but that such changes come near it.
 
     Example:
         >>> UAU(rounds=10, families="perturbation").bound
@@ -55,6 +56,9 @@ class UAU(Purifier):
     rounds: int = Field(30, ge=1, description="how often a change is searched and unlearned")
     families: Literal["both", "perturbation", "patch"] = Field(
         "both", description="what is searched: bounded perturbations, patches of two sizes, or all in turn"
+    )
+    squares: bool = Field(
+        True, description="look for squares of one colour, too, before and after; what is found before is unlearned"
     )
     layer: Literal["auto", "output", "features"] = Field(
         "auto",
@@ -111,7 +115,9 @@ class UAU(Purifier):
         _require_different(suspect_features)
         found = self._fresh(suspect, suspect_features, images, data.image_size, engine)
         trained = copy.deepcopy(suspect)
-        history = self._unlearn(trained, suspect, suspect_features, images, data.image_size, engine)
+        history = self._unlearn(
+            trained, suspect, suspect_features, images, data.image_size, found.get("square"), engine
+        )
         features = engine.forward(trained, images.pixels, len(images))
         left = self._fresh(trained, features, images, data.image_size, engine)
         cleaned = copy.deepcopy(network)
@@ -144,12 +150,12 @@ class UAU(Purifier):
 
     def _fresh(
         self, network: Network, features: Tensor, images: DeviceImages, image_size: int, engine: Engine
-    ) -> dict[Family, Found]:
+    ) -> dict[str, Found]:
         """Evidence: searches that depend on nothing but the network, the images and the seed."""
         centre = features.mean(dim=0).to(engine.device)
         asked = engine.spread(network)
         with engine.processes.together(f"searches for evidence in {len(features)} images"), engine.fabric.autocast():
-            return {
+            found: dict[str, Found] = {
                 family: fresh_search(
                     asked,
                     images.pixels,
@@ -164,6 +170,12 @@ class UAU(Purifier):
                 )
                 for family in FAMILIES
             }
+            if self.squares:
+                generator = engine.generator("uau/evidence/square")
+                found["square"] = search_square(
+                    asked, images.pixels, len(images), image_size, centre, generator, batch_size=self.batch_size
+                )
+        return found
 
     def _unlearn(
         self,
@@ -172,13 +184,14 @@ class UAU(Purifier):
         suspect_features: Tensor,
         images: DeviceImages,
         image_size: int,
+        square: Found | None,
         engine: Engine,
     ) -> History:
         centre = suspect_features.mean(dim=0).to(engine.device)
         origin = centre if self.centred else torch.zeros_like(centre)
         batch_size = min(self.batch_size, len(images))
         frozen = copy.deepcopy(suspect).to(engine.device).eval().requires_grad_(False)
-        pool = Pool(self, frozen, images, image_size, centre, engine)
+        pool = Pool(self, frozen, images, image_size, centre, square, engine)
         crops = PaddedCrops(self.crop_padding, flip=0.0)
         features_of = engine.spread(frozen)
 
@@ -243,19 +256,17 @@ def _require_different(features: Tensor) -> None:
         )
 
 
-def _measures(found: dict[Family, Found]) -> dict[str, float | None]:
-    return {f"collapse_{family}": found[family].collapse for family in FAMILIES}
+def _measures(found: dict[str, Found]) -> dict[str, float | None]:
+    return {f"collapse_{name}": one.collapse for name, one in found.items()}
 
 
-def _pictures(when: str, found: dict[Family, Found]) -> dict[str, Tensor]:
-    return {
-        f"{name}-{when}": picture.cpu() for one in found.values() for name, picture in one.changes.pictures().items()
-    }
+def _pictures(when: str, found: dict[str, Found]) -> dict[str, Tensor]:
+    return {f"{name}-{when}": one.changes.picture().cpu() for name, one in found.items()}
 
 
-def _findings(found: dict[Family, Found]) -> list[Finding]:
+def _findings(found: dict[str, Found]) -> list[Finding]:
     if max(one.collapse for one in found.values()) >= NOTHING:
         return []
-    reached = ", ".join(f"{one.collapse:.2f} by a {family}" for family, one in found.items())
+    reached = ", ".join(f"{one.collapse:.2f} by a {name}" for name, one in found.items())
     message = f"No universal change was found that makes features collapse (mean centred cosine {reached})."
     return [Finding(rule="uau-nothing-found", severity=Severity.NOTE, message=message, evidence=dict(_measures(found)))]

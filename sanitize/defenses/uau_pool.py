@@ -25,7 +25,8 @@ class Pool:
     Kinds of changes take turns. Every other time around the suspect itself is searched, from fresh starts: there the
     backdoor stays whole, and each search finds another form of its trigger. In between the network is searched as it
     is, from what the last search of that kind found, and, as soon as directions are known, towards these: what is left
-    of a backdoor sends a few images there, too few to make features collapse.
+    of a backdoor sends a few images there, too few to make features collapse. A square that was found in the suspect
+    beforehand stays to the end.
 
     Args:
         method: Its settings.
@@ -33,11 +34,19 @@ class Pool:
         images: Of the defender.
         image_size: Height and width.
         centre: (D,) mean feature of clean images in the suspect.
+        square: Of one colour, as it was found in the suspect; None where none shall be unlearned.
         engine: Precision, and who shares the searches.
     """
 
     def __init__(
-        self, method: UAU, suspect: Network, images: DeviceImages, image_size: int, centre: Tensor, engine: Engine
+        self,
+        method: UAU,
+        suspect: Network,
+        images: DeviceImages,
+        image_size: int,
+        centre: Tensor,
+        square: Found | None,
+        engine: Engine,
     ) -> None:
         self._method, self._suspect, self._images, self._image_size = method, suspect, images, image_size
         self._centre, self._engine = centre, engine
@@ -49,7 +58,9 @@ class Pool:
         self._rounds = 0
         self._latest: dict[int, Changes] = {}  # by turn: as the network learns, what is left of a change lies near it
         self._found: list[Changes] = []
-        self._directions = centre.new_empty(0, len(centre))
+        kept = [square] if square is not None and self._counts(square) else []
+        self._kept = [one.changes for one in kept]
+        self._directions = torch.stack([one.direction for one in kept]) if kept else centre.new_empty(0, len(centre))
 
     def before_epoch(self, network: nn.Module, generator: torch.Generator) -> dict[str, float]:
         """Search one more."""
@@ -68,9 +79,10 @@ class Pool:
     def changed(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         """By the newest change, or, in half of all draws, by any; as it was found, or, in half of all draws, varied."""
         newest, which, form = torch.rand(3, generator=generator).tolist()
-        if not self._found:
+        known = [*self._kept, *self._found]
+        if not known:
             return clean
-        changes = self._found[-1 if newest < 0.5 else int(which * len(self._found))]
+        changes = known[-1 if newest < 0.5 else int(which * len(known))]
         with torch.no_grad():
             return changes(clean)[0] if form < 0.5 else changes.varied(clean, generator)
 

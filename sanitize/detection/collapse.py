@@ -69,5 +69,5 @@ class FeatureCollapse(ModelDetector):
                     batch_size=self.batch_size,
                 )
             evidence.metrics[f"collapse_{family}"] = found.collapse
-            evidence.pictures |= {name: picture.cpu() for name, picture in found.changes.pictures().items()}
+            evidence.pictures[family] = found.changes.picture().cpu()
         return evidence

@@ -61,8 +61,8 @@ class Changes(nn.Module):
         """
 
     @abstractmethod
-    def pictures(self) -> dict[str, Tensor]:
-        """What the first candidate looks like: name -> (3, H, W) in [0, 1]."""
+    def picture(self) -> Tensor:
+        """What the first candidate looks like: (3, H, W) in [0, 1]."""
 
 
 class Perturbations(Changes):
@@ -110,9 +110,9 @@ class Perturbations(Changes):
         strength = 1 + (STRONGEST - 1) * torch.rand(len(images), 1, 1, 1, generator=generator)
         return torch.clamp(images + strength.to(images) * self.values[:1], 0, 1)
 
-    def pictures(self) -> dict[str, Tensor]:
-        """One picture: grey is 0, the bound is black and white."""
-        return {"perturbation": (self.values.detach()[0] / (2 * self.bound) + 0.5).clamp(0, 1)}
+    def picture(self) -> Tensor:
+        """Grey is 0, the bound is black and white."""
+        return (self.values.detach()[0] / (2 * self.bound) + 0.5).clamp(0, 1)
 
     def _alike(self, values: Tensor) -> Self:
         return type(self)(values, 5 * self.step_size).to(values.device)
@@ -172,9 +172,10 @@ class Patches(Changes):
         return _laid(images, self.values[:1].expand(len(images), -1, -1, -1), places)
 
     @torch.no_grad()
-    def pictures(self) -> dict[str, Tensor]:
+    def picture(self) -> Tensor:
         """The patch at its place on grey."""
-        return {"patch": self(torch.full((1, 3, self.image_size, self.image_size), 0.5).to(self.values))[0, 0]}
+        shown: Tensor = self(torch.full((1, 3, self.image_size, self.image_size), 0.5).to(self.values))[0, 0]
+        return shown
 
 
 def _laid(images: Tensor, colours: Tensor, places: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ def search(
         changes.requires_grad_(False)
         drawn = torch.randperm(images, generator=generator)[:batch_size]
         with torch.no_grad():
-            found = _measured(changes, network, pixels(drawn), centre, directions)
+            found = measured_change(changes, network, pixels(drawn), centre, directions)
         # a NaN gradient at any step stays in Adam's averages, and so in the values
         if math.isfinite(found.collapse) and bool(changes.values.isfinite().all()):
             return found
@@ -179,9 +179,14 @@ def _features(changes: Changes, network: Callable[[Tensor], Tensor], shown: Tens
     return features.view(-1, len(shown), features.shape[-1])
 
 
-def _measured(
-    changes: Changes, network: Callable[[Tensor], Tensor], shown: Tensor, centre: Tensor, directions: Tensor | None
+def measured_change(
+    changes: Changes,
+    network: Callable[[Tensor], Tensor],
+    shown: Tensor,
+    centre: Tensor,
+    directions: Tensor | None = None,
 ) -> Found:
+    """What the first candidate does to images (N, 3, H, W); see `search` for the other arguments."""
     features = _features(changes, network, shown)[0]
     direction = F.normalize(F.normalize(features - centre, dim=-1).mean(dim=0), dim=0)
     aligned = None if directions is None else float(alignment(features, centre, directions))

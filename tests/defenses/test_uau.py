@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sanitize.data import ImageSet
+from sanitize.data import DeviceImages, ImageSet
 from sanitize.defenses.uau import UAU
+from sanitize.defenses.uau_pool import Pool
 from sanitize.errors import ConfigError, DataError, TrainingError
+from sanitize.functional.changes import Patches
+from sanitize.functional.collapse import Found
 from sanitize.suspects import untrained
 from sanitize.training import Engine, NullRecorder
 from tests.encoders import defender_images as all_images
@@ -16,7 +19,7 @@ from tests.encoders import small_encoder
 SHORT = {
     "rounds": 3, "search_steps": 2, "unlearn_steps": 2, "batch_size": 16, "evidence_steps": 1,
     "minimum_clean_similarity": -1.0, "minimum_collapse": -1.0, "minimum_alignment": -1.0, "starts": 2,
-    "families": "perturbation", "learning_rate": 0.01, "weight_decay": 5e-4,
+    "families": "perturbation", "learning_rate": 0.01, "weight_decay": 5e-4, "squares": False,
 }  # fmt: skip
 
 
@@ -76,7 +79,7 @@ def test_the_table_of_options_is_complete():
         for option in mark.args[1]
         for key in option
     }
-    assert tested | {"minimum_clean_similarity", "evidence_steps", "layer"} == set(UAU.model_fields)
+    assert tested | {"minimum_clean_similarity", "evidence_steps", "layer", "squares"} == set(UAU.model_fields)
 
 
 def test_longer_searches_measure_something_else_and_change_nothing(reference):
@@ -152,6 +155,37 @@ def test_measures_and_pictures_are_there(reference):
     always = {"loss", "consistency", "restoration", "collapse", "clean_similarity"}
     assert [set(epoch) - always for epoch in reference.history["unlearn"].epochs] == [set(), {"alignment"}, set()]
     assert all(always <= set(epoch) for epoch in reference.history["unlearn"].epochs)
+
+
+def test_a_square_that_collapses_features_is_handed_out_to_the_end():
+    images = DeviceImages(defender_images().without_labels(), torch.device("cpu"))
+    suspect, clean = small_encoder(), torch.full((16, 3, 32, 32), 0.5)
+    centre = Engine(device="cpu").forward(suspect, images.pixels, len(images)).mean(dim=0)
+    direction = torch.eye(len(centre))[2]
+    white = Patches(torch.full((1, 3, 6, 6), 12.0), torch.tensor([[20, 3]]), 32)
+    expected = clean.clone()
+    expected[:, :, 20:26, 3:9] = 1.0
+    for collapse, counts in ((0.8, True), (0.7, False)):
+        method = UAU(**SHORT | {"minimum_collapse": 0.75})
+        pool = Pool(method, suspect, images, 32, centre, Found(white, collapse, direction), Engine(device="cpu"))
+        drawn = [pool.changed(clean, torch.Generator().manual_seed(seed)) for seed in range(20)]
+        laid = [bool(torch.allclose(changed, expected, atol=1e-4)) for changed in drawn]
+        elsewhere = [int((changed > 0.9).sum()) == 16 * 3 * 36 for changed in drawn]
+        assert (any(laid), all(elsewhere)) == (counts, counts)
+        assert counts or all(torch.equal(changed, clean) for changed in drawn)
+        directions = pool.state_dict()["directions"]
+        assert torch.equal(directions, direction[None]) if counts else len(directions) == 0
+
+
+def test_squares_are_searched_before_and_after(reference):
+    """And disturb no other search: where no square counts, the result is the same."""
+    result = purified(squares=True, minimum_collapse=1.0, batch_size=16)
+    without = purified(minimum_collapse=1.0)
+    for measures, others in ((result.before, without.before), (result.after, without.after)):
+        assert -1 <= measures.pop("collapse_square") < 1
+        assert measures == others
+    assert set(result.pictures) - set(reference.pictures) == {"square-before", "square-after"}
+    assert torch.equal(weights(result.network), weights(without.network))
 
 
 def test_the_suspect_itself_is_searched_every_other_time():

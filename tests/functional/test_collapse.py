@@ -189,11 +189,11 @@ def test_selected_candidates_are_copies(images, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pictures_can_be_shown(family):
-    for picture in start(family, 0.1, generator()).pictures().values():
-        assert picture.shape == (3, SIZE, SIZE)
-        assert not picture.requires_grad
-        assert float(picture.min()) >= 0
-        assert float(picture.max()) <= 1
+    picture = start(family, 0.1, generator()).picture()
+    assert picture.shape == (3, SIZE, SIZE)
+    assert not picture.requires_grad
+    assert float(picture.min()) >= 0
+    assert float(picture.max()) <= 1
 
 
 def test_the_search_finds_a_hidden_perturbation(images):
