@@ -28,7 +28,7 @@ WORK = Path("benchmark-work")
 
 @app.command()
 def bmaiu(
-    table: Annotated[str, typer.Option("--table", help="3, 5, 6, 7, 8, u (loss weights) or motivation (1 and 2).")],
+    table: Annotated[str, typer.Option("--table", help="3 to 8, u (loss weights) or motivation (1 and 2).")],
     profile: ProfileName = "small",
     seed: Seeds = None,
     row: Rows = None,
