@@ -33,7 +33,7 @@ def _scored(truth: str) -> Measure:
     def measure(lab: Lab) -> dict[str, float | None]:
         attack = of_seed(ATTACKS, lab.seed) if truth == "backdoored" else CLEAN
         network, _, triggers, _ = suspect(lab, attack, _given(lab, attack))
-        detector = NeuralCleanse(**lab.profile.defenses.get("neural-cleanse", {}))
+        detector = NeuralCleanse(**lab.profile.defenses.get(NeuralCleanse.name, {}))
         told = {"supervised": SUPERVISED[lab.profile.name], "detector": detector.model_dump()}
         engine = lab.engine(lab.key(f"neural-cleanse-{attack}", told))
         found = detector.examine(network, lab.defender_images(), engine).metrics
@@ -67,8 +67,8 @@ def settings(profile: Profile) -> str:
         f"Profile `{profile.name}`: {profile.architecture} trained on `{profile.train}`, with labels "
         f"({SUPERVISED[profile.name]}). In the backdoored ones {POISON_RATE:.0%} of the images of other classes than "
         f"{TARGET} are poisoned: {', '.join(ATTACKS)}, one a seed in turn; BadNets has a white corner as trigger. The "
-        f"defender has {profile.share:.0%} of the training images, clean and with labels. Settings of Neural Cleanse "
-        f"beside its defaults: {profile.settings_of('classifier')}. An index of 0 means that there is none, and a "
+        f"defender has {profile.share:.0%} of the training images, clean and with labels. Neural Cleanse with "
+        f"{profile.defenses.get(NeuralCleanse.name) or 'its defaults'}. An index of 0 means that there is none, and a "
         "smallest trigger of 1 that none was found. Success rates, on "
         f"`{profile.test}`, are over images that are not of the target class."
     )

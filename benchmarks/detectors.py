@@ -69,7 +69,7 @@ def _inverted(truth: str, architecture: str) -> Measure:
 
     def measure(lab: Lab) -> dict[str, float | None]:
         subject = _examined(lab, truth, architecture)
-        detector = SSLCleanse(**lab.profile.defenses.get("ssl-cleanse", {}))
+        detector = SSLCleanse(**lab.profile.defenses.get(SSLCleanse.name, {}))
         engine = lab.engine(lab.key("ssl-cleanse-index", subject.key, detector.model_dump()))
         found = detector.examine(subject.network, lab.defender_images().without_labels(), engine)
         index = found.metrics["anomaly_index"]

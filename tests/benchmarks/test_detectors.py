@@ -163,7 +163,7 @@ def test_badnets_of_the_study_is_a_white_corner(tmp_path):
 def test_the_settings_that_a_page_tells_are_those_of_its_models():
     for study, told, untold in (
         (detectors.STUDY, "ssl-cleanse steps 200", "neural-cleanse"),
-        (classifier_detectors.STUDY, "neural-cleanse steps 150, repeats 2", "ssl-cleanse"),
+        (classifier_detectors.STUDY, "{'steps': 150, 'repeats': 2}", "ssl-cleanse"),
     ):
         preface = study.preface(DIGITS)
         assert told in preface
