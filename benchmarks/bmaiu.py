@@ -61,7 +61,7 @@ IMAGENETTE = {
             "bmaiu": {"max_steps": 20},
             "uau": {"rounds": 3, "starts": 2, "search_steps": 2, "evidence_steps": 2},
             "i-bau": {"rounds": 1},
-            "ssl-cleanse": {"steps": 20, "unlearn_epochs": 1},
+            "ssl-cleanse": {"steps": 10, "batch_size": 8, "unlearn_epochs": 1},
         },
     ),
 }
