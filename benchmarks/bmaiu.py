@@ -59,8 +59,8 @@ IMAGENETTE = {
         attack={"epochs": 3, "batch_size": 64, "learning_rate": 0.02},
         defenses={
             "bmaiu": {"max_steps": 20},
-            "uau": {"rounds": 3, "starts": 2, "search_steps": 2, "evidence_steps": 2},
-            "i-bau": {"rounds": 1},
+            "uau": {"rounds": 3, "starts": 2, "search_steps": 1, "evidence_steps": 1, "batch_size": 16},
+            "i-bau": {"rounds": 1, "inner_steps": 4, "batch_size": 16},
             "ssl-cleanse": {"steps": 10, "batch_size": 8, "unlearn_epochs": 1},
         },
     ),
