@@ -28,7 +28,7 @@ WORK = Path("benchmark-work")
 
 @app.command()
 def bmaiu(
-    table: Annotated[str, typer.Option("--table", help="3, 5, 6, 7, 8, u (loss weights) or motivation (1 and 2).")],
+    table: Annotated[str, typer.Option("--table", help="3 to 8, u (loss weights) or motivation (1 and 2).")],
     profile: ProfileName = "small",
     seed: Seeds = None,
     row: Rows = None,
@@ -102,6 +102,7 @@ def classifiers(
 
 @app.command()
 def detectors(
+    part: Annotated[str, typer.Option("--part", help="encoders or classifiers (Neural Cleanse).")] = "encoders",
     profile: ProfileName = "digits",
     seed: Seeds = None,
     row: Rows = None,
@@ -113,12 +114,13 @@ def detectors(
     precision: Precision = "32-true",
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Trigger-free scores of clean and backdoored encoders, and their ROC."""
-    from benchmarks.detectors import STUDY
+    """Trigger-free scores of clean and backdoored encoders or classifiers, and their ROC."""
+    from benchmarks import classifier_detectors
+    from benchmarks import detectors as encoder_detectors
     from benchmarks.study import Circumstances, conduct
 
     conduct(
-        STUDY,
+        _chosen({"encoders": encoder_detectors.STUDY, "classifiers": classifier_detectors.STUDY}, "part", part),
         Circumstances(
             profile, seed or list(range(10)), row, column, minutes, work, output, device, precision, tracking_uri
         ),

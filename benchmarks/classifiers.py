@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -76,8 +77,8 @@ def _published(values: str | None) -> dict[str, float]:
     return {name: float(value) / 100 for name, value in zip(METRICS, values.split("/"), strict=False)} if values else {}
 
 
-def poisoned(lab: Lab, row: str) -> Poisoned:
-    """The training images with an attack in them; without one in the row ``clean``."""
+def poisoned(lab: Lab, row: str, triggers: Sequence[Trigger] = ()) -> Poisoned:
+    """The training images with an attack in them, with triggers in place of its own; as they are for ``clean``."""
     if row == CLEAN:
         labels = lab.train.require_labels("the benchmark")
         return Poisoned(lab.train, Truth(torch.zeros(len(labels), dtype=torch.bool), labels), ())
@@ -87,17 +88,20 @@ def poisoned(lab: Lab, row: str) -> Poisoned:
     settings: dict[str, Any] = {"rate": POISON_RATE, "target": TARGET}
     settings |= {"label_mode": mode} if mode else {}
     settings |= {k: v for k, v in SURROGATE.get(lab.profile.name, {}).items() if k in made.model_fields}
-    return made(**settings).poison(lab.train, lab.engine(lab.key(f"{row}-poison", settings)))
+    return made(**settings).poison(lab.train, lab.engine(lab.key(f"{row}-poison", settings)), triggers=triggers)
 
 
-def suspect(lab: Lab, row: str) -> tuple[Network, ImageSet, tuple[Trigger, ...], Truth]:
+def suspect(
+    lab: Lab, row: str, triggers: Sequence[Trigger] = ()
+) -> tuple[Network, ImageSet, tuple[Trigger, ...], Truth]:
     """A classifier, the data that it was trained on, the attacker's triggers, and which images are poisoned."""
     if row == THIRD_PARTY:
         return third_party()
-    made, settings = poisoned(lab, row), SUPERVISED[lab.profile.name]
+    made, settings = poisoned(lab, row, triggers), SUPERVISED[lab.profile.name]
+    told = {"supervised": settings, "rate": POISON_RATE, "target": TARGET}
     kept = lab.keep(
         f"classifier-{row}",
-        {"supervised": settings, "rate": POISON_RATE, "target": TARGET},
+        told | ({"triggers": [trigger.sha256 for trigger in triggers]} if triggers else {}),
         lambda engine: (
             Supervised(**settings).train(lab.untrained(kind="classifier"), made.data, engine).network,
             made.triggers,
@@ -196,11 +200,12 @@ def settings(profile: Profile) -> str:
     return (
         f"Profile `{profile.name}`: {profile.architecture} trained on `{profile.train}` with {POISON_RATE:.0%} of the "
         f"eligible images poisoned, target {TARGET}, tested on `{profile.test}`; supervised training with "
-        f"{SUPERVISED[profile.name]}, D-ST with {D_ST[profile.name]}, defences with their defaults. D-BR and D-ST get "
-        f"the poisoned training images, the other methods {profile.share:.0%} of the clean ones, with labels where "
-        f"they need them. The row `{THIRD_PARTY}` is a checkpoint that others made, tested on all of cifar10-test; "
-        "D-BR gets 2,750 images of which 250 have the trigger and its label, the other methods the next 2,500 clean "
-        "ones. The last epoch is the result. Success rates are over images that are not of the target class."
+        f"{SUPERVISED[profile.name]}, D-ST with {D_ST[profile.name]}. Settings of defences beside their defaults: "
+        f"{profile.settings_of('classifier')}. D-BR and D-ST get the poisoned training images, the other methods "
+        f"{profile.share:.0%} of the clean ones, with labels where they need them. The row `{THIRD_PARTY}` is a "
+        "checkpoint that others made, tested on all of cifar10-test; D-BR gets 2,750 images of which 250 have the "
+        "trigger and its label, the other methods the next 2,500 clean ones. The last epoch is the result. Success "
+        "rates are over images that are not of the target class."
     )
 
 

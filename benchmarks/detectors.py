@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
-from typing import Any
-
-from sklearn.metrics import roc_auc_score, roc_curve
 
 from benchmarks.cells import Cell, Measure
 from benchmarks.lab import Lab, Subject
+from benchmarks.roc import established, examined, of_seed, write_roc
 from benchmarks.study import Study
 from benchmarks.subjects import cleaned, measured, pretrained, suspect
-from benchmarks.tables import ESTABLISHED
 from benchmarks.uau import kinds_of_trigger
 from benchmarks.verdicts import write_verdicts
 from sanitize.data import DeviceImages
+from sanitize.defenses import SSLCleanse
 from sanitize.detection.decree import DECREE
 from sanitize.functional.changes import FAMILIES
 from sanitize.functional.collapse import fresh_search
@@ -33,15 +28,19 @@ SCORES = {
     "collapse": True,
     "collapse_minus_cleaned": True,
     "decree_pl1": False,
+    "ssl_cleanse_index": True,
 }
 
 
 def encoders() -> list[Cell]:
-    """A clean and a backdoored encoder of each architecture, a seed; column "after uau" costs a purification each."""
+    """A clean and a backdoored encoder of each architecture, a seed.
+
+    Columns of their own hold what costs more: an inversion for SSL-Cleanse's index, a purification for "after uau".
+    """
     rows = [(truth, architecture) for architecture in ARCHITECTURES for truth in ("clean", "backdoored")]
     return [
         Cell(f"{truth}, {architecture}", column, measure(truth, architecture))
-        for column, measure in (("scores", _scored), ("after uau", _cleaned))
+        for column, measure in (("scores", _scored), ("ssl-cleanse", _inverted), ("after uau", _cleaned))
         for truth, architecture in rows
     ]
 
@@ -49,13 +48,8 @@ def encoders() -> list[Cell]:
 def _examined(lab: Lab, truth: str, architecture: str) -> Subject:
     if truth == "clean":
         return pretrained(lab, "simclr", architecture=architecture)
-    trigger = kinds_of_trigger(lab.profile.image_size)[trigger_of(lab.seed)]
+    trigger = kinds_of_trigger(lab.profile.image_size)[of_seed(TRIGGERS, lab.seed)]
     return suspect(lab, "simclr", "badencoder", architecture=architecture, triggers=[trigger])
-
-
-def trigger_of(seed: int) -> str:
-    """Name of the trigger that the backdoored encoders of a seed have."""
-    return TRIGGERS[seed % len(TRIGGERS)]
 
 
 def _scored(truth: str, architecture: str) -> Measure:
@@ -66,6 +60,20 @@ def _scored(truth: str, architecture: str) -> Measure:
             **_decree(lab, subject),
             "attack_success_rate": measured(lab, subject).metrics.get("attack_success_rate"),
         }
+
+    return measure
+
+
+def _inverted(truth: str, architecture: str) -> Measure:
+    """SSL-Cleanse's anomaly index; 0, that of the median, where too few triggers were found for one."""
+
+    def measure(lab: Lab) -> dict[str, float | None]:
+        subject = _examined(lab, truth, architecture)
+        detector = SSLCleanse(**lab.profile.defenses.get(SSLCleanse.name, {}))
+        engine = lab.engine(lab.key("ssl-cleanse-index", subject.key, detector.model_dump()))
+        found = detector.examine(subject.network, lab.defender_images().without_labels(), engine)
+        index = found.metrics["anomaly_index"]
+        return {"ssl_cleanse_index": 0.0 if index is None else index}
 
     return measure
 
@@ -102,75 +110,11 @@ def _decree(lab: Lab, subject: Subject) -> dict[str, float | None]:
     return {"decree_pl1": 1.0 if size is None else size}
 
 
-def examined(results: Path) -> list[dict[str, Any]]:
-    """One record an encoder: truth, architecture, seed, trigger (None where clean), and all that was measured on it."""
-    found: dict[tuple[str, int], dict[str, Any]] = {}
-    for file in sorted(results.glob("*.json")):
-        record = json.loads(file.read_text())
-        truth, architecture = record["row"].split(", ")
-        trigger = trigger_of(record["seed"]) if truth == "backdoored" else None
-        key = record["row"], record["seed"]
-        one = found.setdefault(
-            key, {"truth": truth, "architecture": architecture, "seed": record["seed"], "trigger": trigger}
-        )
-        one |= record["ours"]
-    return list(found.values())
-
-
 def write_evidence(results: Path, picture: Path) -> None:
     """The curves, a page with the areas below them, and a page with what a scan would have said."""
-    records = [one for one in examined(results) if one["truth"] == "clean" or one["attack_success_rate"] > ESTABLISHED]
-    stem = picture.with_suffix("")
-    write_roc(records, picture, stem.with_name(f"{stem.name}-roc.md"))
-    write_verdicts(records, stem.with_name(f"{stem.name}-verdicts.md"))
-
-
-def write_roc(records: Sequence[dict[str, Any]], picture: Path, page: Path) -> None:
-    """Curves and areas of every score, each over the encoders that it was measured on."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    lines = [
-        "# Detectors: area below the ROC curve",
-        "",
-        f"Encoders whose attack took: success rate above {ESTABLISHED:.0%}. Detection is the number of backdoored "
-        "encoders beyond every clean one of all architectures. The last column is the mean of the areas within each "
-        "architecture.",
-        "",
-        "| score | backdoored when | clean | backdoored | area | detection without false alarm | area within |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    figure, axis = pyplot.subplots(figsize=(5, 5))
-    for name, larger in SCORES.items():
-        rows = [(record, (1 if larger else -1) * record[name]) for record in records if name in record]
-        truth = [record["truth"] == "backdoored" for record, _ in rows]
-        if len(set(truth)) < 2:
-            continue
-        values = [value for _, value in rows]
-        worst = max(value for value, bad in zip(values, truth, strict=True) if not bad)
-        beyond = sum(value > worst for value, bad in zip(values, truth, strict=True) if bad)
-        within = [
-            roc_auc_score(
-                [record["truth"] == "backdoored" for record, _ in rows if record["architecture"] == architecture],
-                [value for record, value in rows if record["architecture"] == architecture],
-            )
-            for architecture in sorted({record["architecture"] for record, _ in rows})
-        ]
-        area = roc_auc_score(truth, values)
-        lines.append(
-            f"| `{name}` | {'larger' if larger else 'smaller'} | {truth.count(False)} | {truth.count(True)} "
-            f"| {area:.3f} | {beyond} of {truth.count(True)} | {mean(within):.3f} |"
-        )
-        axis.plot(*roc_curve(truth, values)[:2], label=f"{name} ({area:.2f})")
-    axis.set_xlabel("false alarms")
-    axis.set_ylabel("detected")
-    axis.legend(fontsize=7)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=120)
-    pyplot.close(figure)
-    page.write_text("\n".join([*lines, "", f"![ROC curves]({picture.name})", ""]))
+    records = established(examined(results, TRIGGERS))
+    write_roc(records, SCORES, picture)
+    write_verdicts(records, picture.with_name(f"{picture.stem}-verdicts.md"))
 
 
 STUDY = Study(

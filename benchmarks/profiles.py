@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sanitize.data import ImageSet, load_images
+from sanitize.defenses import DEFENSES
+from sanitize.detection.catalogue import MODEL_DETECTORS
 from sanitize.errors import ConfigError, DataError
+from sanitize.types import ModelKind
 
 
 def data_folder() -> Path:
@@ -47,6 +50,17 @@ class Profile:
     defenses: dict[str, dict[str, Any]] = field(default_factory=dict)
     decree: dict[str, Any] = field(default_factory=dict)
 
+    def settings_of(self, kind: ModelKind) -> str:
+        """Settings, beside the defaults, of the defences and detectors for this kind of model; for a page."""
+        known = DEFENSES | MODEL_DETECTORS
+        settings = self.defenses | ({"decree": self.decree} if self.decree else {})
+        listed = [
+            f"{name} {', '.join(f'{setting} {value}' for setting, value in values.items())}"
+            for name, values in settings.items()
+            if kind in known[name].kinds
+        ]
+        return "; ".join(listed) or "none"
+
     def images(self, which: str) -> ImageSet:
         """The training or the test images.
 
@@ -83,6 +97,7 @@ SMALL = Profile(
     architecture="small-cnn",
     pretraining={"epochs": 30, "batch_size": 128, "learning_rate": 0.1},
     attack={"epochs": 10, "batch_size": 64, "learning_rate": 0.02, "utility_weight": 2.0, "pairs_per_step": 3},
+    defenses={"ssl-cleanse": {"steps": 200}},
     decree={"steps": 200, "batch_size": 64, "repeats": 1},
 )
 DIGITS = Profile(
@@ -97,6 +112,7 @@ DIGITS = Profile(
     defenses={
         "fine-tune": {"flip": 0.0, "crop_padding": 2},
         "nad": {"flip": 0.0, "crop_padding": 2},
+        "ssl-cleanse": {"steps": 200},
         "neural-cleanse": {"steps": 150, "repeats": 2},
     },
     decree={"steps": 200, "batch_size": 64, "repeats": 1},

@@ -21,9 +21,10 @@ def of_encoders(profile: Profile) -> str:
         f"Profile `{profile.name}`: pre-training on `{profile.train}` ({pretraining}; other settings are the trainer's "
         f"defaults), test on `{profile.test}`, {profile.architecture} unless the row says otherwise, fine-tuning "
         f"attacks with {attack}. The defender has {profile.share:.0%} of the training images unless the row says "
-        "otherwise, clean and (but for methods that need them) without labels. The probe is fitted anew for each "
-        "encoder on the training images with labels; the last epoch is the result. Success rates are over non-target "
-        "images unless the heading says otherwise."
+        "otherwise, clean and (but for methods that need them) without labels. Settings of defences and detectors "
+        f"beside their defaults: {profile.settings_of('encoder')}. The probe is fitted anew for each encoder on the "
+        "training images with labels; the last epoch is the result. Success rates are over non-target images unless "
+        "the heading says otherwise."
     )
 
 

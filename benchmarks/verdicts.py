@@ -31,7 +31,7 @@ def write_verdicts(records: Sequence[dict[str, Any]], page: Path) -> None:
     """The table, with the exact interval of each rate.
 
     Args:
-        records: One an encoder, see `benchmarks.detectors.examined`.
+        records: One an encoder, see `benchmarks.roc.examined`; a detector judges those that its measures are known of.
         page: Markdown.
     """
     lines = [
@@ -46,10 +46,11 @@ def write_verdicts(records: Sequence[dict[str, Any]], page: Path) -> None:
         "| detector | references | encoders | pass | fail | inconclusive | share of `fail` |",
         "|---|---|---|---|---|---|---|",
     ]
-    for detector in MEASURED:
+    for detector, names in MEASURED.items():
+        known = [one for one in records if one.keys() >= set(names.values())]
         for count in (POLICY.minimum_references, None):
-            for heading, chosen in _groups(records).items():
-                verdicts = Counter(_verdict(one, records, detector, count) for one in chosen)
+            for heading, chosen in _groups(known).items():
+                verdicts = Counter(_verdict(one, known, detector, count) for one in chosen)
                 lines.append(
                     f"| `{detector.name}` | {count or 'all'} | {heading} | {verdicts[Verdict.PASS]} "
                     f"| {verdicts[Verdict.FAIL]} | {verdicts[Verdict.INCONCLUSIVE]} "
@@ -59,7 +60,7 @@ def write_verdicts(records: Sequence[dict[str, Any]], page: Path) -> None:
 
 
 def _groups(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    established = [one for one in records if one["trigger"] and one["attack_success_rate"] > ESTABLISHED]
+    established = [one for one in records if one["trigger"] and one.get("attack_success_rate", 0.0) > ESTABLISHED]
     groups = {"clean": [one for one in records if not one["trigger"]]}
     for kind, names in KINDS.items():
         groups[f"backdoored, {kind} trigger"] = [one for one in established if one["trigger"] in names]

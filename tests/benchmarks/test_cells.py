@@ -10,7 +10,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from benchmarks.bmaiu import TABLES
+from benchmarks.bmaiu import AT_96_PX, IMAGENETTE, TABLES
 from benchmarks.cells import EXPERIMENT, Cell, run_cells
 from benchmarks.lab import Lab
 from benchmarks.pieces import time_limit
@@ -18,6 +18,7 @@ from benchmarks.profiles import DIGITS, SMALL, Profile, profile_named
 from benchmarks.shards import SHARD_BYTES, pack, unpack
 from benchmarks.tables import write_table
 from benchmarks.uau import PARTS, kinds_of_trigger
+from sanitize.data.triggers import FrequencyTrigger
 from sanitize.errors import ConfigError, DataError
 
 METRICS = {"clean_accuracy": "BA", "attack_success_rate": "ASR"}
@@ -134,27 +135,56 @@ def test_the_work_folder_travels_as_small_files(tmp_path, half):
     assert not (tmp_path / "again" / "mlflow.db").exists()
 
 
-def test_published_values_were_copied_rightly():
-    """Column means of the paper's Table 3 (average row) and of Table 5 (mean row), as far as they agree in print."""
-    cells = TABLES["3"].cells()
+@pytest.mark.parametrize(
+    ("table", "column", "averages"),
+    [
+        ("3", "none", {"attack_success_rate": 68.87, "poison_accuracy": 23.86}),
+        ("3", "clp", {"attack_success_rate": 18.74, "poison_accuracy": 47.44}),
+        ("3", "i-bau", {"attack_success_rate": 1.08, "poison_accuracy": 56.17}),
+        ("3", "ssl-cleanse", {"attack_success_rate": 31.26, "poison_accuracy": 40.34}),
+        ("3", "bmaiu", {"attack_success_rate": 9.05, "poison_accuracy": 64.36}),
+        ("4", "none", {"clean_accuracy": 59.21, "attack_success_rate": 46.10, "poison_accuracy": 29.90}),
+        ("4", "clp", {"clean_accuracy": 52.34, "attack_success_rate": 29.16, "poison_accuracy": 31.75}),
+        ("4", "i-bau", {"clean_accuracy": 51.83, "attack_success_rate": 1.56, "poison_accuracy": 46.13}),
+        ("4", "ssl-cleanse", {"poison_accuracy": 39.67}),
+        ("4", "bmaiu", {"clean_accuracy": 57.91, "attack_success_rate": 1.58, "poison_accuracy": 52.80}),
+    ],
+)
+def test_published_values_were_copied_rightly(table, column, averages):
+    """Their column means are the paper's printed averages, as far as these agree with its own rows."""
+    published = [cell.paper for cell in TABLES[table].cells() if cell.column == column]
+    assert len(published) == {"3": 8, "4": 3}[table]
+    for metric, average in averages.items():
+        values = [100 * paper[metric] for paper in published]
+        assert sum(values) / len(values) == pytest.approx(average, abs=0.02)
 
-    def mean(column, metric):
-        values = [cell.paper[metric] for cell in cells if cell.column == column]
-        assert len(values) == 8
-        return 100 * sum(values) / 8
 
-    for column, rate, kept in [
-        ("none", 68.87, 23.86),
-        ("clp", 18.74, 47.44),
-        ("i-bau", 1.08, 56.17),
-        ("ssl-cleanse", 31.26, 40.34),
-        ("bmaiu", 9.05, 64.36),
-    ]:
-        assert mean(column, "attack_success_rate") == pytest.approx(rate, abs=0.02)
-        assert mean(column, "poison_accuracy") == pytest.approx(kept, abs=0.02)
+def test_published_values_of_ten_targets_were_copied_rightly():
     for cell_, rate in zip(TABLES["5"].cells(), [89.63, 76.71, 10.39, 13.40, 11.42], strict=False):
         rates = [value for name, value in cell_.paper.items() if name.endswith("attack_success_rate_all")]
         assert 100 * sum(rates) / 10 == pytest.approx(rate, abs=0.02)
+
+
+def test_the_table_of_large_images_has_its_own_scales():
+    study = TABLES["4"]
+    assert len(study.cells()) == 18
+    assert [cell.column for cell in study.cells() if not cell.paper] == ["uau"] * 3
+    for name in ("paper", "small"):
+        profile = profile_named(name, study.profiles)
+        assert (profile.image_size, profile.architecture) == (96, "efficientnet_v2_s")
+        assert f"`{profile.train}`" in study.preface(profile)
+    assert "bmaiu max_steps 20" in study.preface(IMAGENETTE["small"])
+    with pytest.raises(ConfigError, match="paper, small"):
+        profile_named("digits", study.profiles)
+
+
+def test_ctrl_is_as_strong_at_96_px_as_at_32_px():
+    def change(size: int, **settings) -> float:
+        grey = torch.full((1, 3, size, size), 0.5)
+        return float((FrequencyTrigger(100.0, **settings).apply(grey) - grey).abs().mean())
+
+    assert change(96, **AT_96_PX["ctrl"]) == pytest.approx(change(32), rel=0.01)
+    assert change(96) < change(32) / 2
 
 
 def test_every_study_names_its_cells_once():
