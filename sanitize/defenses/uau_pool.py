@@ -58,9 +58,10 @@ class Pool:
         self._rounds = 0
         self._latest: dict[int, Changes] = {}  # by turn: as the network learns, what is left of a change lies near it
         self._found: list[Changes] = []
-        kept = [square] if square is not None and self._counts(square) else []
-        self._kept = [one.changes for one in kept]
-        self._directions = torch.stack([one.direction for one in kept]) if kept else centre.new_empty(0, len(centre))
+        self._directions = centre.new_empty(0, len(centre))
+        self._square: Changes | None = None
+        if square is not None and self._counts(square):
+            self._square, self._directions = square.changes, square.direction[None]
 
     def before_epoch(self, network: nn.Module, generator: torch.Generator) -> dict[str, float]:
         """Search one more."""
@@ -77,12 +78,18 @@ class Pool:
         return {"collapse": found.collapse}
 
     def changed(self, clean: Tensor, generator: torch.Generator) -> Tensor:
-        """By the newest change, or, in half of all draws, by any; as it was found, or, in half of all draws, varied."""
-        newest, which, form = torch.rand(3, generator=generator).tolist()
-        known = [*self._kept, *self._found]
-        if not known:
+        """By the newest change, or, in half of all draws, by any; as it was found, or, in half of all draws, varied.
+
+        Where a square was found beforehand, a third of all draws is its own.
+        """
+        kind, which, form = torch.rand(3, generator=generator).tolist()
+        if self._square is not None and (kind > 2 / 3 or not self._found):
+            changes = self._square
+        elif self._found:
+            newest = kind < (0.5 if self._square is None else 1 / 3)
+            changes = self._found[-1 if newest else int(which * len(self._found))]
+        else:
             return clean
-        changes = known[-1 if newest < 0.5 else int(which * len(known))]
         with torch.no_grad():
             return changes(clean)[0] if form < 0.5 else changes.varied(clean, generator)
 
