@@ -59,7 +59,14 @@ IMAGENETTE = {
         attack={"epochs": 3, "batch_size": 64, "learning_rate": 0.02},
         defenses={
             "bmaiu": {"max_steps": 20},
-            "uau": {"rounds": 3, "starts": 2, "search_steps": 1, "evidence_steps": 1, "batch_size": 16},
+            "uau": {
+                "rounds": 3,
+                "starts": 2,
+                "search_steps": 1,
+                "evidence_steps": 1,
+                "batch_size": 16,
+                "squares": False,
+            },
             "i-bau": {"rounds": 1, "inner_steps": 4, "batch_size": 16},
             "ssl-cleanse": {"steps": 10, "batch_size": 8, "unlearn_epochs": 1},
         },
