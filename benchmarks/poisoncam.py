@@ -73,9 +73,6 @@ PAPER = {
 }
 TARGETS = (1, 2, 4)  # car, bird and deer in CIFAR-10; other classes in Imagenette
 SIDE = 7 / 32  # of the trigger, in images
-TRANSFORMERS = {"paper": "vit-small"}
-"""Profile -> its vision transformer; a tiny one elsewhere."""
-TINY = f"{Path(__file__).with_name('tiny_vit.py')}:tiny_vit"
 
 
 def cells() -> list[Cell]:
@@ -91,7 +88,7 @@ def cells() -> list[Cell]:
         **settings: Any,
     ) -> Cell:
         def measure(lab: Lab) -> dict[str, float | None]:
-            architecture = TRANSFORMERS.get(lab.profile.name, TINY) if transformer else None
+            architecture = transformer_of(lab.profile) if transformer else None
             return measured(lab, method, targets, data, settings, architecture)
 
         return Cell(row, method, measure, _published(row, method))
@@ -114,6 +111,13 @@ def cells() -> list[Cell]:
         for row, data in (("clean data, backdoored encoder", "clean"), ("clean data, clean encoder", "innocent"))
     ]
     return found
+
+
+def transformer_of(profile: Profile) -> str:
+    """ViT-S at full scale, elsewhere one that two CPU cores can train."""
+    if profile.name == "paper":
+        return "vit-small"
+    return f"{Path(__file__).with_name('tiny_vit.py')}:tiny_vit_{profile.image_size}"
 
 
 def measured(

@@ -128,7 +128,7 @@ class UAU(Purifier):
             _measures(left) | {"clean_similarity": float(centred_similarity(suspect_features, features).mean())},
             {"unlearn": history},
             _pictures("before", found) | _pictures("after", left),
-            findings=_findings(found),
+            findings=self._findings(found),
             destroyed=history.stopped,
         )
 
@@ -242,6 +242,16 @@ class UAU(Purifier):
 
         return watch
 
+    def _findings(self, found: dict[str, Found]) -> list[Finding]:
+        """That nothing was found; of squares, which collapse clean networks too, only what is unlearned is a find."""
+        least = {name: self.minimum_collapse if name == "square" else NOTHING for name in found}
+        if any(one.collapse >= least[name] for name, one in found.items()):
+            return []
+        reached = ", ".join(f"{one.collapse:.2f} by a {name}" for name, one in found.items())
+        message = f"No universal change was found that makes features collapse (mean centred cosine {reached})."
+        evidence = dict(_measures(found))
+        return [Finding(rule="uau-nothing-found", severity=Severity.NOTE, message=message, evidence=evidence)]
+
     def _mixed(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         """A random share, up to `mix`, of another image in each: more views than a few hundred images have."""
         share = self.mix * torch.rand(len(clean), generator=generator).to(clean.device)[:, None, None, None]
@@ -262,11 +272,3 @@ def _measures(found: dict[str, Found]) -> dict[str, float | None]:
 
 def _pictures(when: str, found: dict[str, Found]) -> dict[str, Tensor]:
     return {f"{name}-{when}": one.changes.picture().cpu() for name, one in found.items()}
-
-
-def _findings(found: dict[str, Found]) -> list[Finding]:
-    if max(one.collapse for one in found.values()) >= NOTHING:
-        return []
-    reached = ", ".join(f"{one.collapse:.2f} by a {name}" for name, one in found.items())
-    message = f"No universal change was found that makes features collapse (mean centred cosine {reached})."
-    return [Finding(rule="uau-nothing-found", severity=Severity.NOTE, message=message, evidence=dict(_measures(found)))]

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sanitize.errors import TrainingError
 from sanitize.functional.changes import Patches
 from sanitize.functional.collapse import Found, centred_collapse, measured_change
 
@@ -36,7 +37,7 @@ def search_square(
     """The square of one colour that makes a network's outputs for different images collapse most.
 
     A grid of places for each of four sides, in eight colours, with 2 images a candidate; the best twelfth with 8; the
-    best eight of each side are then moved, enlarged and shrunk as long as it helps, by ever smaller steps.
+    best eight of each side are then moved, enlarged and shrunk, three times or more, by ever smaller steps.
 
     Args:
         network: Images (B, 3, H, W) -> (B, D); in eval mode.
@@ -49,6 +50,9 @@ def search_square(
 
     Returns:
         A change of the kind `Patches`, and the collapse that it reaches.
+
+    Raises:
+        TrainingError: The network gives NaN for images with the best square.
     """
 
     def scored(squares: Tensor, count: int) -> Tensor:
@@ -79,7 +83,13 @@ def search_square(
         change = Patches(values.clone(), torch.tensor([[row, column]]), image_size).to(centre.device)
         change.requires_grad_(False)
         drawn = torch.randperm(images, generator=generator)[:batch_size]
-        return measured_change(change, network, pixels(drawn), centre)
+        reached = measured_change(change, network, pixels(drawn), centre)
+    if not math.isfinite(reached.collapse):
+        raise TrainingError(
+            "the search for a square led to NaN: the network gives NaN for some images with a square on them. "
+            "Check --normalization, or use --precision 32-true."
+        )
+    return reached
 
 
 def laid_squares(images: Tensor, squares: Tensor, colours: Tensor) -> Tensor:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from benchmarks.lab import Lab
-from benchmarks.poisoncam import _by_trigger, changed_boxes, poisoned_by_patches
+from benchmarks.poisoncam import PROFILES, _by_trigger, changed_boxes, poisoned_by_patches, transformer_of
 from benchmarks.profiles import DIGITS
+from sanitize.suspects import build
 
 
 def test_each_target_has_a_patch_of_its_own(tmp_path):
@@ -29,3 +31,10 @@ def test_each_target_has_a_patch_of_its_own(tmp_path):
     top = torch.nonzero(poisoned & (labels == 2)).flatten()
     assert _by_trigger(lab, poisoned, removed, top) == {"least_recall": 0.0, "top20_triggers": 1.0}
     assert _by_trigger(lab, torch.zeros_like(poisoned), removed, top) == {}
+
+
+@pytest.mark.parametrize("name", list(PROFILES))
+def test_the_vision_transformer_takes_the_images_of_each_profile(name):
+    profile = PROFILES[name]
+    network = build(transformer_of(profile), kind="encoder", image_size=profile.image_size)
+    assert network.output_size == (384 if name == "paper" else 128)

@@ -177,6 +177,14 @@ def test_a_square_that_collapses_features_is_handed_out_to_the_end():
         assert torch.equal(directions, direction[None]) if counts else len(directions) == 0
 
 
+@pytest.mark.parametrize(("patch", "square", "nothing"), [(0.2, 0.7, True), (0.2, 0.8, False), (0.6, 0.7, False)])
+def test_of_squares_only_what_is_unlearned_is_a_find(patch, square, nothing):
+    change = Patches(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2), 8)
+    found = {"patch": Found(change, patch, torch.ones(1)), "square": Found(change, square, torch.ones(1))}
+    rules = [finding.rule for finding in UAU(minimum_collapse=0.75)._findings(found)]
+    assert rules == (["uau-nothing-found"] if nothing else [])
+
+
 def test_squares_are_searched_before_and_after(reference):
     """And disturb no other search: where no square counts, the result is the same."""
     result = purified(squares=True, minimum_collapse=1.0, batch_size=16)
