@@ -37,7 +37,8 @@ def search_square(
     """The square of one colour that makes a network's outputs for different images collapse most.
 
     A grid of places for each of four sides, in eight colours, with 2 images a candidate; the best twelfth with 8; the
-    best eight of each side are then moved, enlarged and shrunk, three times or more, by ever smaller steps.
+    best eight of each side are then moved, enlarged and shrunk, three times or more, by ever smaller steps. All that
+    were among the best on the way are compared in the end, with `batch_size` images.
 
     Args:
         network: Images (B, 3, H, W) -> (B, D); in eval mode.
@@ -77,8 +78,9 @@ def search_square(
         squares, step = torch.cat(found), max(1, image_size // 32)
         for _ in range(2 + step.bit_length()):
             squares = best(_neighbours(squares, step, image_size), THEN_IMAGES, KEPT)
+            found.append(squares)  # 8 images are few: what is lost on the way shall be looked at again in the end
             step = max(1, step // 2)
-        side, row, column, colour = best(squares, batch_size, 1)[0].tolist()
+        side, row, column, colour = best(torch.unique(torch.cat(found), dim=0), batch_size, 1)[0].tolist()
         values = (2 * COLOURS[colour] - 1)[None, :, None, None].expand(1, 3, side, side) * SURE
         change = Patches(values.clone(), torch.tensor([[row, column]]), image_size).to(centre.device)
         change.requires_grad_(False)
