@@ -76,9 +76,9 @@ def uau(
 
 @app.command()
 def classifiers(
-    part: Annotated[str, typer.Option("--part", help="purification or samples (FCT beside other scores).")] = (
-        "purification"
-    ),
+    part: Annotated[
+        str, typer.Option("--part", help="purification, samples (FCT beside other scores), cifar100 or imagenette.")
+    ] = "purification",
     profile: ProfileName = "small",
     seed: Seeds = None,
     row: Rows = None,
@@ -91,11 +91,12 @@ def classifiers(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Purifications of classifiers, D-ST, and FCT."""
-    from benchmarks.classifiers import PARTS
+    from benchmarks import classifier_data
+    from benchmarks import classifiers as of_cifar10
     from benchmarks.study import Circumstances, conduct
 
     conduct(
-        _chosen(PARTS, "part", part),
+        _chosen(of_cifar10.PARTS | classifier_data.PARTS, "part", part),
         Circumstances(profile, seed or [0], row, column, minutes, work, output, device, precision, tracking_uri),
     )
 

@@ -48,11 +48,17 @@ SUPERVISED: dict[str, dict[str, Any]] = {
     "paper": {"epochs": 200, "learning_rate": 0.01},
     "small": {"epochs": 20, "batch_size": 64, "crop_padding": 1},
     "digits": {"epochs": 12, "batch_size": 64, "crop_padding": 2, "flip": 0.0},
+    "cifar100-paper": {"epochs": 200, "learning_rate": 0.01},
+    "cifar100-small": {"epochs": 20, "batch_size": 64, "crop_padding": 1},
+    "imagenette-paper": {"epochs": 200, "learning_rate": 0.01},  # the paper fine-tunes a network trained on ImageNet
+    "imagenette-small": {"epochs": 20, "batch_size": 64, "crop_padding": 4},
 }
 D_ST: dict[str, dict[str, Any]] = {
     "paper": {},
     "small": {"epochs": 30, "batch_size": 128, "learning_rate": 0.1},
     "digits": {"epochs": 30, "batch_size": 128, "learning_rate": 0.1, "flip": 0.0},
+    "cifar100-paper": {},
+    "cifar100-small": {"epochs": 30, "batch_size": 128, "learning_rate": 0.1},
 }
 SURROGATE: dict[str, dict[str, Any]] = {"paper": {}, "small": {"surrogate": "small-cnn", "surrogate_epochs": 8}}
 SAMPLE_METRICS = ("fct", "fct in the suspect", "loss", "feature norm", "entropy")
@@ -62,10 +68,15 @@ def purifications() -> list[Cell]:
     """Attack x purification, and D-ST, which trains anew. D-BR gets the poisoned data, the others clean images."""
     cells = []
     for row in (*PAPER, THIRD_PARTY, CLEAN):
-        published = dict(zip(("none", "d-br", "d-st"), PAPER.get(row, "").split(), strict=False))
         columns = ("none", *PURIFICATIONS) + (("d-st",) if row != THIRD_PARTY else ())
-        cells += [Cell(row, column, _purified(row, column), _published(published.get(column))) for column in columns]
+        cells += purified_row(row, columns, PAPER.get(row, ""))
     return cells
+
+
+def purified_row(row: str, columns: Sequence[str], published: str) -> list[Cell]:
+    """The cells of one attack; `published` as in `PAPER`, as far as there is something."""
+    values = dict(zip(("none", "d-br", "d-st"), published.split(), strict=False))
+    return [Cell(row, column, _purified(row, column), _published(values.get(column))) for column in columns]
 
 
 def sample_metrics() -> list[Cell]:
@@ -197,20 +208,31 @@ def _sample_metric(name: str, network: Network, data: ImageSet, lab: Lab) -> Ten
 
 def settings(profile: Profile) -> str:
     """Settings of a profile in a paragraph."""
+    training = f"supervised training with {SUPERVISED[profile.name]}"
+    if profile.name in D_ST:
+        training += f", D-ST with {D_ST[profile.name]}"
     return (
         f"Profile `{profile.name}`: {profile.architecture} trained on `{profile.train}` with {POISON_RATE:.0%} of the "
-        f"eligible images poisoned, target {TARGET}, tested on `{profile.test}`; supervised training with "
-        f"{SUPERVISED[profile.name]}, D-ST with {D_ST[profile.name]}. Settings of defences beside their defaults: "
-        f"{profile.settings_of('classifier')}. D-BR and D-ST get the poisoned training images, the other methods "
-        f"{profile.share:.0%} of the clean ones, with labels where they need them. The row `{THIRD_PARTY}` is a "
-        "checkpoint that others made, tested on all of cifar10-test; D-BR gets 2,750 images of which 250 have the "
-        "trigger and its label, the other methods the next 2,500 clean ones. The last epoch is the result. Success "
-        "rates are over images that are not of the target class."
+        f"eligible images poisoned, target {TARGET}, tested on `{profile.test}`; {training}. Settings of defences "
+        f"beside their defaults: {profile.settings_of('classifier')}. D-BR and D-ST get the poisoned training images, "
+        f"the other methods {profile.share:.0%} of the clean ones, with labels where they need them. The last epoch is "
+        "the result. Success rates are over images that are not of the target class."
+    )
+
+
+def settings_with_third_party(profile: Profile) -> str:
+    """The same, and where the row comes from that others made."""
+    return (
+        f"{settings(profile)} The row `{THIRD_PARTY}` is a checkpoint that others made, tested on all of cifar10-test; "
+        "D-BR gets 2,750 images of which 250 have the trigger and its label, the other methods the next 2,500 clean "
+        "ones."
     )
 
 
 PARTS = {
-    "purification": Study("classifiers", "Purifying classifiers", purifications, METRICS, preface=settings),
+    "purification": Study(
+        "classifiers", "Purifying classifiers", purifications, METRICS, preface=settings_with_third_party
+    ),
     "samples": Study(
         "classifiers-samples",
         "Telling poisoned samples",

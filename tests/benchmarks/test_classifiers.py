@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks import classifier_data
 from benchmarks.classifiers import CLEAN, PAPER, PARTS, POISON_RATE, TARGET, _sample_metric, poisoned
 from benchmarks.lab import Lab
 from benchmarks.profiles import DIGITS
@@ -42,6 +43,29 @@ def test_published_values_stand_in_their_cells():
     assert cells["cl", "d-br"] == pytest.approx({"clean_accuracy": 0.9208, "attack_success_rate": 0.0})
     assert cells["badnets", "d-st"] == pytest.approx({"clean_accuracy": 0.9277, "attack_success_rate": 0.0003})
     assert cells["badnets", "uau"] == {}
+
+
+@pytest.mark.parametrize(
+    ("part", "row", "column", "accuracy", "success"),
+    [
+        ("cifar100", "blend-kitty", "d-br", 0.72, 0.0001),
+        ("cifar100", "trojan", "d-st", 0.6804, 0.0008),
+        ("imagenette", "badnets", "none", 0.8472, 0.958),
+    ],
+)
+def test_the_same_holds_for_other_images(part, row, column, accuracy, success):
+    cells = {(cell.row, cell.column): cell.paper for cell in classifier_data.PARTS[part].cells()}
+    assert cells[row, column] == pytest.approx({"clean_accuracy": accuracy, "attack_success_rate": success})
+
+
+@pytest.mark.parametrize("part", classifier_data.PARTS)
+@pytest.mark.parametrize("scale", ["paper", "small"])
+def test_other_images_have_settings_and_names_of_their_own(part, scale):
+    study = classifier_data.PARTS[part]
+    profile = study.profiles[scale]
+    assert profile.name == f"{part}-{scale}"  # or one work folder would mix networks of different images
+    told = study.preface(profile)
+    assert profile.train in told and ("D-ST with" in told) == (part == "cifar100")
 
 
 def test_surer_answers_are_more_suspicious(lab):
