@@ -19,7 +19,7 @@ from sanitize.functional.collapse import Found, centred_collapse, measured_chang
 
 SIDES = (1 / 8, 3 / 16, 1 / 4, 5 / 16)  # of the image's; larger squares collapse clean encoders, too
 COLOURS = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)  # black, white, and what lies between at the corners
-FIRST_IMAGES, THEN_IMAGES = 2, 8
+FIRST_IMAGES, THEN_IMAGES, LAST_IMAGES = 2, 8, 256
 GO_ON, KEPT = 12, 8  # one in so many is looked at again, so many of a side are moved about
 SURE = 12.0  # before the sigmoid: a colour that is all but 0 or 1
 
@@ -38,7 +38,7 @@ def search_square(
 
     A grid of places for each of four sides, in eight colours, with 2 images a candidate; the best twelfth with 8; the
     best eight of each side are then moved, enlarged and shrunk, three times or more, by ever smaller steps. All that
-    were among the best on the way are compared in the end, with `batch_size` images.
+    were among the best on the way are compared in the end, with `batch_size` images, and the best of these with 256.
 
     Args:
         network: Images (B, 3, H, W) -> (B, D); in eval mode.
@@ -47,7 +47,7 @@ def search_square(
         image_size: Height and width.
         centre: (D,) mean output for clean images.
         generator: Of the images that are looked at.
-        batch_size: Images of the last measurement; eight times as many are in memory at once.
+        batch_size: Images of the last measurement; eight times as many, or 256, are in memory at once.
 
     Returns:
         A change of the kind `Patches`, and the collapse that it reaches.
@@ -80,7 +80,8 @@ def search_square(
             squares = best(_neighbours(squares, step, image_size), THEN_IMAGES, KEPT)
             found.append(squares)  # 8 images are few: what is lost on the way shall be looked at again in the end
             step = max(1, step // 2)
-        side, row, column, colour = best(torch.unique(torch.cat(found), dim=0), batch_size, 1)[0].tolist()
+        last = best(torch.unique(torch.cat(found), dim=0), batch_size, KEPT)
+        side, row, column, colour = best(last, LAST_IMAGES, 1)[0].tolist()
         values = (2 * COLOURS[colour] - 1)[None, :, None, None].expand(1, 3, side, side) * SURE
         change = Patches(values.clone(), torch.tensor([[row, column]]), image_size).to(centre.device)
         change.requires_grad_(False)
