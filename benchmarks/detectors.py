@@ -58,7 +58,7 @@ def _scored(truth: str, architecture: str) -> Measure:
         return {
             **searched(lab, subject.network),
             **_decree(lab, subject),
-            "attack_success_rate": measured(lab, subject).metrics.get("attack_success_rate"),
+            **_success(lab, subject),
         }
 
     return measure
@@ -73,7 +73,7 @@ def _inverted(truth: str, architecture: str) -> Measure:
         engine = lab.engine(lab.key("ssl-cleanse-index", subject.key, detector.model_dump()))
         found = detector.examine(subject.network, lab.defender_images().without_labels(), engine)
         index = found.metrics["anomaly_index"]
-        return {"ssl_cleanse_index": 0.0 if index is None else index}
+        return {"ssl_cleanse_index": 0.0 if index is None else index, **_success(lab, subject)}
 
     return measure
 
@@ -83,9 +83,15 @@ def _cleaned(truth: str, architecture: str) -> Measure:
         subject = _examined(lab, truth, architecture)
         copy = cleaned(lab, subject, "uau", architecture=architecture)
         before, after = (searched(lab, one.network)["collapse"] for one in (subject, copy))
-        return {"collapse": before, "collapse_cleaned": after, "collapse_minus_cleaned": before - after}
+        searches = {"collapse": before, "collapse_cleaned": after, "collapse_minus_cleaned": before - after}
+        return {**searches, **_success(lab, subject)}
 
     return measure
+
+
+def _success(lab: Lab, subject: Subject) -> dict[str, float | None]:
+    """Whether the attack took, without which an encoder does not count as backdoored."""
+    return {"attack_success_rate": measured(lab, subject).metrics.get("attack_success_rate")}
 
 
 def searched(lab: Lab, network: Network) -> dict[str, float]:
