@@ -128,7 +128,7 @@ class UAU(Purifier):
             _measures(left) | {"clean_similarity": float(centred_similarity(suspect_features, features).mean())},
             {"unlearn": history},
             _pictures("before", found) | _pictures("after", left),
-            findings=self._findings(found),
+            findings=self._findings(found, left),
             destroyed=history.stopped,
         )
 
@@ -242,12 +242,27 @@ class UAU(Purifier):
 
         return watch
 
-    def _findings(self, found: dict[str, Found]) -> list[Finding]:
-        """That nothing was found; of squares, which collapse clean networks too, only what is unlearned is a find."""
+    def _findings(self, found: dict[str, Found], left: dict[str, Found]) -> list[Finding]:
+        """That nothing was found, or that what was found is still there.
+
+        Of squares, which collapse clean networks too, only what is unlearned is a find.
+        """
+        still = {
+            name: one.collapse
+            for name, one in left.items()
+            if min(one.collapse, found[name].collapse) >= self.minimum_collapse
+        }
+        if still:
+            message = (
+                f"Fresh searches make features collapse in the result as in the suspect ({_told(still)}): what was "
+                f"found was not unlearned. Set centred={str(not self.centred).lower()}, or raise learning_rate."
+            )
+            rule = "uau-still-collapses"
+            return [Finding(rule=rule, severity=Severity.WARNING, message=message, evidence=dict(still))]
         least = {name: self.minimum_collapse if name == "square" else NOTHING for name in found}
         if any(one.collapse >= least[name] for name, one in found.items()):
             return []
-        reached = ", ".join(f"{one.collapse:.2f} by a {name}" for name, one in found.items())
+        reached = _told({name: one.collapse for name, one in found.items()})
         message = f"No universal change was found that makes features collapse (mean centred cosine {reached})."
         evidence = dict(_measures(found))
         return [Finding(rule="uau-nothing-found", severity=Severity.NOTE, message=message, evidence=evidence)]
@@ -264,6 +279,10 @@ def _require_different(features: Tensor) -> None:
             f"the suspect's features of {len(features)} images are (nearly) constant: there is nothing to collapse. "
             "Check --normalization and --data."
         )
+
+
+def _told(collapse: dict[str, float]) -> str:
+    return ", ".join(f"{value:.2f} by a {name}" for name, value in collapse.items())
 
 
 def _measures(found: dict[str, Found]) -> dict[str, float | None]:

@@ -181,8 +181,27 @@ def test_a_square_that_collapses_features_is_handed_out_to_the_end():
 def test_of_squares_only_what_is_unlearned_is_a_find(patch, square, nothing):
     change = Patches(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2), 8)
     found = {"patch": Found(change, patch, torch.ones(1)), "square": Found(change, square, torch.ones(1))}
-    rules = [finding.rule for finding in UAU(minimum_collapse=0.75)._findings(found)]
+    rules = [finding.rule for finding in UAU(minimum_collapse=0.75)._findings(found, {})]
     assert rules == (["uau-nothing-found"] if nothing else [])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "centred", "hint"),
+    [
+        (0.9, 0.8, False, "centred=true"),
+        (0.9, 0.8, True, "centred=false"),
+        (0.9, 0.6, False, None),
+        (0.7, 0.8, False, None),
+    ],
+)
+def test_what_collapses_as_before_is_told(before, after, centred, hint):
+    change = Patches(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2), 8)
+    found, left = ({"patch": Found(change, value, torch.ones(1))} for value in (before, after))
+    findings = UAU(minimum_collapse=0.75, centred=centred)._findings(found, left)
+    assert [finding.rule for finding in findings] == (["uau-still-collapses"] if hint else [])
+    if hint:
+        assert hint in findings[0].message and "0.80 by a patch" in findings[0].message
+        assert findings[0].evidence == {"patch": after}
 
 
 def test_squares_are_searched_before_and_after(reference):
@@ -260,7 +279,7 @@ class Noise(torch.nn.Module):
 def test_a_search_that_finds_nothing_is_a_result_and_a_finding():
     suspect = small_encoder()
     suspect.backbone = Noise()
-    result = UAU(**SHORT).purify(suspect, defender_images(), Engine(device="cpu"))
+    result = UAU(**SHORT | {"minimum_collapse": 0.75}).purify(suspect, defender_images(), Engine(device="cpu"))
     assert max(result.before["collapse_perturbation"], result.before["collapse_patch"]) < 0.5
     assert [finding.rule for finding in result.findings] == ["uau-nothing-found"]
     assert result.findings[0].evidence == {
