@@ -23,6 +23,11 @@ from sanitize.suspects.readers import read_tensors
 SUSPECTS = Path(os.environ.get("SANITIZE_SUSPECTS", Path(__file__).parents[2].parent / "shared" / "suspects"))
 
 
+def told(tensors) -> list:
+    """What is said of the file; that the machine has no bubblewrap is another matter."""
+    return [finding for finding in tensors.findings if finding.rule != "isolation-incomplete"]
+
+
 class Net(nn.Module):
     """A defender's or attacker's own class, in a module that is not known."""
 
@@ -57,7 +62,7 @@ def test_state_dict_under_any_key(tmp_path: Path, wrap):
     tensors = read_tensors(save(wrap(state), tmp_path))
     assert_same(tensors.state, state)
     assert tensors.format == "state-dict"
-    assert tensors.findings == []
+    assert told(tensors) == []
     assert tensors.sha256 == digest(tmp_path / "model.pth")
 
 
@@ -74,8 +79,9 @@ def test_checkpoint_leaves_optimizer_and_scalars_out(tmp_path: Path):
     }
     tensors = read_tensors(save(value, tmp_path))
     assert_same(tensors.state, network.state_dict())
-    assert [finding.rule for finding in tensors.findings] == ["artifact-entries-skipped"]
-    assert tensors.findings[0].evidence["entries"] == ["optimizer", "best"] or "best" in tensors.findings[0].message
+    (finding,) = told(tensors)
+    assert finding.rule == "artifact-entries-skipped"
+    assert finding.evidence["entries"] == ["optimizer", "best"] or "best" in finding.message
 
 
 def test_views_and_dtypes(tmp_path: Path):
@@ -107,7 +113,7 @@ def test_agrees_with_torch_load(tmp_path: Path):
 def test_whole_modules(tmp_path: Path):
     network = torchvision.models.resnet18(num_classes=3)
     tensors = read_tensors(save(network, tmp_path))
-    assert (tensors.format, tensors.findings) == ("pickled-module", [])
+    assert (tensors.format, told(tensors)) == ("pickled-module", [])
     assert_same(tensors.state, network.state_dict())
 
     network = Net()
@@ -115,7 +121,7 @@ def test_whole_modules(tmp_path: Path):
     with pytest.raises(UnsafeArtifactError, match=r"test_readers\.Net.*allow-stubbed"):
         read_tensors(file)
     tensors = read_tensors(file, allow_stubbed=True)
-    assert [finding.rule for finding in tensors.findings] == ["artifact-unknown-global"]
+    assert [finding.rule for finding in told(tensors)] == ["artifact-unknown-global"]
     assert_same(tensors.state, network.state_dict())  # without the buffer that is not persistent
 
 
@@ -153,7 +159,7 @@ def mlflow_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict
 def test_mlflow_folders_are_silent(mlflow_folders, name: str):
     folder, models = mlflow_folders
     tensors = read_tensors(folder / name)
-    assert tensors.findings == []
+    assert told(tensors) == []
     assert tensors.format == ("pt2" if name.endswith("pt2") else "pickled-module")
     assert_same(tensors.state, models[name.partition("-")[0]].state_dict())
 
@@ -178,7 +184,7 @@ def test_safetensors_alone_and_in_a_folder(tmp_path: Path):
     (tmp_path / "model.onnx").write_bytes(b"\x08\x0a")
     tensors = read_tensors(tmp_path)
     assert tensors.format == "safetensors"
-    assert [finding.rule for finding in tensors.findings] == ["artifact-not-examined"]
+    assert [finding.rule for finding in told(tensors)] == ["artifact-not-examined"]
 
 
 def test_third_party_checkpoint():
@@ -188,7 +194,7 @@ def test_third_party_checkpoint():
     tensors = read_tensors(file)
     assert_same(tensors.state, torch.load(file, weights_only=True, map_location="cpu")["net"])
     assert len(tensors.state) == 44
-    assert tensors.findings == []
+    assert told(tensors) == []
 
 
 def legacy(folder: Path) -> Path:
