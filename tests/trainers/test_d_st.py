@@ -309,12 +309,12 @@ def test_values_out_of_range_are_refused(option):
 def test_a_classifier_trained_on_poisoned_digits_has_no_backdoor(classifiers):
     engine = Engine(device="cpu", channels_last=True)
     trainer = DST(
-        split_epochs=12, split_learning_rate=0.1, clean_share=0.4, epochs=12, batch_size=64, learning_rate=0.1,
+        split_epochs=6, split_learning_rate=0.1, clean_share=0.3, epochs=12, batch_size=64, learning_rate=0.1,
         min_crop_scale=0.5, grey=0.0, flip=0.0,
     )  # fmt: skip
     result = trainer.train(small_classifier(), classifiers.poisoned_data, engine)
     measured = classifiers.evaluator.measure(result.network, engine).metrics
-    assert measured["attack_success_rate"] <= 0.12  # 0.017 to 0.089, by the processor; 1.0 without
+    assert measured["attack_success_rate"] <= 0.08  # seeds 0, 1, 2: 0.014, 0.014, 0.034; 1.0 without
     assert measured["clean_accuracy"] >= 0.85
     trusted, poisoned = result.filterings["split"].trusted, classifiers.truth.poisoned
     assert float(poisoned[trusted].float().mean()) <= 0.04 < float(poisoned.float().mean())
