@@ -25,17 +25,15 @@ from sanitize.suspects.networks import Network
 from sanitize.training import Engine, History, Watch
 from sanitize.types import Finding, ModelKind, Severity
 
-NOTHING = 0.5  # where the collapse that fresh searches reach is less, the report says that nothing was found
-
 
 class UAU(Purifier):
     """Universal adversarial unlearning, for encoders and classifiers, without labels: our own recipe.
 
     Each round *finds* one universal change of the input under which the features of different images collapse onto
-    each other (a small perturbation, a small patch, a larger one, in turn; before the first round a square of one
-    colour), and *unlearns* it: changed images shall have the features that they have unchanged in the suspect. What
-    collapses little is no backdoor, and is left alone. Neither trigger, target, labels nor clusters are needed, and
-    nothing is assumed of the trigger but that such changes come near it.
+    each other (a small perturbation, a picture that is blended in, a small patch, a larger one, in turn; before the
+    first round a square of one colour), and *unlearns* it: changed images shall have the features that they have
+    unchanged in the suspect. What collapses little is no backdoor, and is left alone. Neither trigger, target, labels
+    nor clusters are needed, and nothing is assumed of the trigger but that such changes come near it.
 
     Example:
         >>> UAU(rounds=10, families="perturbation").bound
@@ -53,9 +51,11 @@ class UAU(Purifier):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.MODEL, Need.IMAGES, Need.CLEAN_IMAGES})
     minimum_images: ClassVar[int] = 64
 
-    rounds: int = Field(30, ge=1, description="how often a change is searched and unlearned")
-    families: Literal["both", "perturbation", "patch"] = Field(
-        "both", description="what is searched: bounded perturbations, patches of two sizes, or all in turn"
+    rounds: int = Field(40, ge=1, description="how often a change is searched and unlearned")
+    families: Literal["all", "perturbation", "blend", "patch"] = Field(
+        "all",
+        description="what is searched: bounded perturbations, pictures that are blended in, patches of two sizes, or all "
+        "in turn",
     )
     squares: bool = Field(
         True, description="look for squares of one colour, too, before and after; what is found before is unlearned"
@@ -65,10 +65,22 @@ class UAU(Purifier):
         description="where a classifier is examined: its logits, the features before its head, or these where its head "
         "is known",
     )
-    starts: int = Field(8, ge=1, description="perturbations that a search begins with; patches tile the image")
+    starts: int = Field(
+        8, ge=1, description="perturbations or pictures that a search begins with; patches tile the image"
+    )
     search_steps: int = Field(8, ge=1, description="steps of Adam in each of the three parts of a search")
     minimum_collapse: float = Field(
-        0.75, ge=-1, le=1, description="changes whose collapse is less are taken for nobody's work, and not unlearned"
+        0.6,
+        ge=-1,
+        le=1,
+        description="perturbations, pictures and patches of an eighth of the side whose collapse is less are taken for "
+        "nobody's work, and not unlearned",
+    )
+    minimum_collapse_large: float = Field(
+        0.75,
+        ge=-1,
+        le=1,
+        description="as minimum_collapse, of larger patches and squares, to which clean networks give way",
     )
     minimum_alignment: float = Field(
         0.3, ge=-1, le=1, description="as minimum_collapse, of changes that were searched towards a known direction"
@@ -77,10 +89,13 @@ class UAU(Purifier):
     pool_size: int = Field(6, ge=1, description="changes found last that are rehearsed; 1: only the newest")
     batch_size: int = Field(64, ge=2, description="images a step, in search and unlearning")
     bound: float = Field(
-        BOUND, gt=0, le=1, description="largest change of a pixel by a perturbation; pixels are 0 to 1"
+        BOUND,
+        gt=0,
+        le=1,
+        description="largest change of a pixel by a perturbation; pixels are 0 to 1. Pictures have twice this share",
     )
     directed_bound: float = Field(
-        0.1, gt=0, le=1, description="as bound, of perturbations that are searched towards a known direction"
+        0.1, gt=0, le=1, description="as bound, of what is searched towards a known direction"
     )
     crop_padding: int = Field(3, ge=0, description="clean images are shifted by up to so many pixels while unlearning")
     mix: float = Field(0.5, ge=0, le=0.5, description="largest share of another image that is mixed into a clean one")
@@ -92,7 +107,7 @@ class UAU(Purifier):
     )
     consistency_weight: float = Field(10.0, ge=0, description="clean images look as in the suspect")
     unlearn_weight: float = Field(10.0, ge=0, description="u: changed images look as they do unchanged in the suspect")
-    centred: bool = Field(False, description="cosines of the unlearning are taken around the mean clean feature")
+    centred: bool = Field(True, description="cosines of the unlearning are taken around the mean clean feature")
     evidence_steps: int = Field(12, ge=1, description="as search_steps, of the searches that measure, before and after")
     minimum_clean_similarity: float = Field(
         0.5,
@@ -243,14 +258,11 @@ class UAU(Purifier):
         return watch
 
     def _findings(self, found: dict[str, Found], left: dict[str, Found]) -> list[Finding]:
-        """That nothing was found, or that what was found is still there.
-
-        Of squares, which collapse clean networks too, only what is unlearned is a find.
-        """
+        """That nothing was found, or that what was found is still there."""
         still = {
             name: one.collapse
             for name, one in left.items()
-            if min(one.collapse, found[name].collapse) >= self.minimum_collapse
+            if min(one.collapse, found[name].collapse) >= self._least(name)
         }
         if still:
             message = (
@@ -259,13 +271,16 @@ class UAU(Purifier):
             )
             rule = "uau-still-collapses"
             return [Finding(rule=rule, severity=Severity.WARNING, message=message, evidence=dict(still))]
-        least = {name: self.minimum_collapse if name == "square" else NOTHING for name in found}
-        if any(one.collapse >= least[name] for name, one in found.items()):
+        if any(one.collapse >= self._least(name) for name, one in found.items()):
             return []
         reached = _told({name: one.collapse for name, one in found.items()})
         message = f"No universal change was found that makes features collapse (mean centred cosine {reached})."
         evidence = dict(_measures(found))
         return [Finding(rule="uau-nothing-found", severity=Severity.NOTE, message=message, evidence=evidence)]
+
+    def _least(self, name: str) -> float:
+        """Collapse from which what a fresh search came back with is a find."""
+        return self.minimum_collapse_large if name == "square" else self.minimum_collapse
 
     def _mixed(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         """A random share, up to `mix`, of another image in each: more views than a few hundred images have."""

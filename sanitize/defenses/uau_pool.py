@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sanitize.data import DeviceImages
-from sanitize.functional.changes import LARGE_PATCH, SMALL_PATCH, Changes, Patches, Perturbations
+from sanitize.functional.changes import LARGE_PATCH, SMALL_PATCH, Blends, Changes, Patches, Perturbations
 from sanitize.functional.collapse import Found, search
 from sanitize.suspects.networks import Network
 from sanitize.training import Engine
@@ -16,6 +16,13 @@ from sanitize.training import Engine
 if TYPE_CHECKING:
     from sanitize.defenses.uau import UAU
 
+Turn = Literal["perturbation", "blend", "small patch", "large patch"]
+TURNS: dict[str, tuple[Turn, ...]] = {
+    "all": ("perturbation", "blend", "small patch", "large patch"),
+    "perturbation": ("perturbation",),
+    "blend": ("blend",),
+    "patch": ("small patch", "large patch"),
+}
 SAME_DIRECTION = 0.7  # cosine from which two changes count as sending features to one place
 
 
@@ -50,30 +57,28 @@ class Pool:
     ) -> None:
         self._method, self._suspect, self._images, self._image_size = method, suspect, images, image_size
         self._centre, self._engine = centre, engine
-        self._turns: tuple[float | None, ...] = {  # the side of a patch as a share of the image's, or a perturbation
-            "both": (None, SMALL_PATCH, LARGE_PATCH),
-            "perturbation": (None,),
-            "patch": (SMALL_PATCH, LARGE_PATCH),
-        }[method.families]
+        self._turns = TURNS[method.families]
         self._rounds = 0
-        self._latest: dict[int, Changes] = {}  # by turn: as the network learns, what is left of a change lies near it
+        self._latest: dict[Turn, Changes] = {}  # as the network learns, what is left of a change lies near it
         self._found: list[Changes] = []
         self._directions = centre.new_empty(0, len(centre))
         self._square: Changes | None = None
-        if square is not None and self._counts(square):
+        if square is not None and square.collapse >= method.minimum_collapse_large:
             self._square, self._directions = square.changes, square.direction[None]
 
     def before_epoch(self, network: nn.Module, generator: torch.Generator) -> dict[str, float]:
         """Search one more."""
-        cycle, turn = divmod(self._rounds, len(self._turns))
+        cycle, number = divmod(self._rounds, len(self._turns))
+        turn = self._turns[number]
         found = self._search(self._suspect if cycle % 2 == 0 else network, turn, generator)
         self._rounds += 1
         self._latest[turn] = found.changes
-        if self._counts(found):
+        counts = self._counts(found, turn)
+        if counts:
             self._found = [*self._found, found.changes][-self._method.pool_size :]
         if found.alignment is not None:
             return {"collapse": found.collapse, "alignment": found.alignment}
-        if self._counts(found) and not bool((self._directions @ found.direction > SAME_DIRECTION).any()):
+        if counts and not bool((self._directions @ found.direction > SAME_DIRECTION).any()):
             self._directions = torch.cat([self._directions, found.direction[None]])
         return {"collapse": found.collapse}
 
@@ -109,7 +114,7 @@ class Pool:
         self._found = [self._restored(values) for values in state["found"]]
         self._directions = state["directions"].to(self._centre)
 
-    def _search(self, network: nn.Module, turn: int, generator: torch.Generator) -> Found:
+    def _search(self, network: nn.Module, turn: Turn, generator: torch.Generator) -> Found:
         of_suspect = network is self._suspect
         directions = None if of_suspect or not len(self._directions) else self._directions
         with self._engine.fabric.autocast():
@@ -130,22 +135,36 @@ class Pool:
                 batch_size=self._method.batch_size,
             )
 
-    def _counts(self, found: Found) -> bool:
+    def _counts(self, found: Found, turn: Turn) -> bool:
         """Whether it is unlearned: otherwise it is one of the weak spots that every network has."""
-        if found.alignment is None:
-            return found.collapse >= self._method.minimum_collapse
-        return found.alignment >= self._method.minimum_alignment
+        if found.alignment is not None:
+            return found.alignment >= self._method.minimum_alignment
+        method = self._method
+        least = method.minimum_collapse_large if turn == "large patch" else method.minimum_collapse
+        return found.collapse >= least
 
-    def _start(self, turn: int, generator: torch.Generator, bound: float, latest: Changes | None) -> Changes:
-        share = self._turns[turn]
-        if share is None:
+    def _start(self, turn: Turn, generator: torch.Generator, bound: float, latest: Changes | None) -> Changes:
+        started: Changes
+        if turn == "perturbation":
             started = Perturbations.start(self._method.starts, self._image_size, bound, generator)
-            perturbations = started.to(self._centre.device)
-            return perturbations.joined(latest) if isinstance(latest, Perturbations) else perturbations
-        patches = Patches.start(self._image_size, share, generator).to(self._centre.device)
-        return patches.joined(latest) if isinstance(latest, Patches) else patches
+        elif turn == "blend":
+            started = Blends.start(self._method.starts, self._image_size, _share(bound), generator)
+        else:
+            started = Patches.start(self._image_size, SMALL_PATCH if turn == "small patch" else LARGE_PATCH, generator)
+        started = started.to(self._centre.device)
+        return started if latest is None else started.joined(latest)
 
     def _restored(self, values: dict[str, Tensor]) -> Changes:
+        restored: Changes
         if "places" in values:
-            return Patches(values["values"], values["places"], self._image_size).to(self._centre.device)
-        return Perturbations(values["values"], float(values["bound"])).to(self._centre.device)
+            restored = Patches(values["values"], values["places"], self._image_size)
+        elif "share" in values:
+            restored = Blends(values["values"], float(values["share"]))
+        else:
+            restored = Perturbations(values["values"], float(values["bound"]))
+        return restored.to(self._centre.device)
+
+
+def _share(bound: float) -> float:
+    """Of a picture that changes a mid-grey pixel by `bound` at most."""
+    return min(1.0, 2 * bound)

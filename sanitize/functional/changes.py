@@ -1,4 +1,4 @@
-"""Universal changes of the input: one perturbation or patch for all images, many of them searched side by side."""
+"""Universal changes of the input: one perturbation, picture or patch for all images, many searched side by side."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 Family = Literal["perturbation", "patch"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
-BOUND, STRONGEST, SMALL_PATCH, LARGE_PATCH = 0.05, 3, 1 / 8, 1 / 4
+BOUND, STRONGEST, STRONGEST_SHARE, SMALL_PATCH, LARGE_PATCH = 0.05, 3, 0.3, 1 / 8, 1 / 4
 
 
 class Changes(nn.Module):
@@ -20,7 +20,7 @@ class Changes(nn.Module):
     """Learning rate of Adam."""
 
     first_images: int
-    """A candidate, as a search begins; hidden perturbations need more of them than patches, of which there are more."""
+    """A candidate, as a search begins; hidden perturbations and pictures need more than patches, of which there are more."""
 
     values: nn.Parameter
     """(P, 3, H, W): what is searched, one row a candidate."""
@@ -116,6 +116,57 @@ class Perturbations(Changes):
 
     def _alike(self, values: Tensor) -> Self:
         return type(self)(values, 5 * self.step_size).to(values.device)
+
+
+class Blends(Changes):
+    """Blends a picture into every image, ``(1 - share) x + share picture``, which also takes contrast from it.
+
+    Args:
+        values: (P, 3, H, W) where the search sets out; pictures before the sigmoid.
+        share: Of the picture, in (0, 1].
+    """
+
+    step_size = 0.5
+    first_images = 16
+    share: Tensor
+
+    def __init__(self, values: Tensor, share: float) -> None:
+        super().__init__()
+        self.values = nn.Parameter(values)
+        self.register_buffer("share", torch.tensor(share))  # kept with the values, since a pool holds several shares
+
+    @classmethod
+    def start(cls, count: int, image_size: int, share: float, generator: torch.Generator) -> Blends:
+        """Pictures of noise."""
+        return cls(torch.randn(count, 3, image_size, image_size, generator=generator), share)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See `Changes`."""
+        return torch.lerp(images[None], self.values.sigmoid()[:, None], self.share)
+
+    def select(self, which: Tensor) -> Self:
+        """See `Changes`."""
+        return self._alike(self.values.detach()[which].clone())
+
+    def joined(self, others: Self) -> Self:
+        """See `Changes`."""
+        return self._alike(torch.cat([self.values.detach(), others.values.detach()]))
+
+    def project_(self) -> None:
+        """The sigmoid keeps colours in range."""
+
+    def varied(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Up to three tenths of the picture: a share that clean networks bear is less than a trigger's may be."""
+        share = torch.rand(len(images), 1, 1, 1, generator=generator).to(images)
+        share = self.share + share * (max(STRONGEST_SHARE, float(self.share)) - self.share)
+        return torch.lerp(images, self.values[:1].sigmoid().to(images), share)
+
+    def picture(self) -> Tensor:
+        """The picture itself."""
+        return self.values.detach()[0].sigmoid()
+
+    def _alike(self, values: Tensor) -> Self:
+        return type(self)(values, float(self.share)).to(values.device)
 
 
 class Patches(Changes):
