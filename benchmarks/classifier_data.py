@@ -21,42 +21,29 @@ PAPER_IMAGENET = {
     "blend-kitty": "85.46/99.68 84.29/0.00",
     "ssba": "85.24/99.64 83.77/0.09",
 }
-CIFAR100 = {
-    "paper": Profile(
-        name="cifar100-paper",
-        train="cifar100-train.parquet",
-        test="cifar100-test.parquet",
-        normalization="cifar100",
-        image_size=32,
-        architecture="resnet18-cifar",
-    ),
-    "small": Profile(
-        name="cifar100-small",
-        train="cifar100-train.parquet#0:10000",
-        test="cifar100-test.parquet#0:2000",
-        normalization="cifar100",
-        image_size=32,
-        architecture="small-cnn",
-    ),
-}
-IMAGENETTE = {
-    "paper": Profile(
-        name="imagenette-paper",
-        train="imagenette96-train.parquet",
-        test="imagenette96-test.parquet",
-        normalization="imagenet",
-        image_size=96,
-        architecture="resnet18",
-    ),
-    "small": Profile(
-        name="imagenette-small",
-        train="imagenette96-train.parquet#0:2000",
-        test="imagenette96-test.parquet#0:800",
-        normalization="imagenet",
-        image_size=96,
-        architecture="small-cnn",
-    ),
-}
+
+
+def _profiles(
+    name: str, files: str, image_size: int, normalization: str, backbone: str, few: tuple[int, int]
+) -> dict[str, Profile]:
+    """`paper` has all images of a data set, `small` the first few: of the training, of the test."""
+    first, tested = few
+    scales = {"paper": ("", "", backbone), "small": (f"#0:{first}", f"#0:{tested}", "small-cnn")}
+    return {
+        scale: Profile(
+            name=f"{name}-{scale}",
+            train=f"{files}-train.parquet{train}",
+            test=f"{files}-test.parquet{test}",
+            normalization=normalization,
+            image_size=image_size,
+            architecture=architecture,
+        )
+        for scale, (train, test, architecture) in scales.items()
+    }
+
+
+CIFAR100 = _profiles("cifar100", "cifar100", 32, "cifar100", "resnet18-cifar", (10_000, 2_000))
+IMAGENETTE = _profiles("imagenette", "imagenette96", 96, "imagenet", "resnet18", (2_000, 800))
 
 
 def cifar100() -> list[Cell]:

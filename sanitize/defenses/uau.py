@@ -54,8 +54,8 @@ class UAU(Purifier):
     rounds: int = Field(40, ge=1, description="how often a change is searched and unlearned")
     families: Literal["all", "perturbation", "blend", "patch"] = Field(
         "all",
-        description="what is searched: bounded perturbations, pictures that are blended in, patches of two sizes, or all "
-        "in turn",
+        description="what is searched: bounded perturbations, pictures that are blended in, patches of two sizes, or "
+        "all in turn",
     )
     squares: bool = Field(
         True, description="look for squares of one colour, too, before and after; what is found before is unlearned"

@@ -144,15 +144,15 @@ class Pool:
         return found.collapse >= least
 
     def _start(self, turn: Turn, generator: torch.Generator, bound: float, latest: Changes | None) -> Changes:
-        started: Changes
+        started: Any  # of one turn, so that what was found last is of its kind
         if turn == "perturbation":
             started = Perturbations.start(self._method.starts, self._image_size, bound, generator)
         elif turn == "blend":
             started = Blends.start(self._method.starts, self._image_size, _share(bound), generator)
         else:
             started = Patches.start(self._image_size, SMALL_PATCH if turn == "small patch" else LARGE_PATCH, generator)
-        started = started.to(self._centre.device)
-        return started if latest is None else started.joined(latest)
+        on_device: Changes = started.to(self._centre.device)
+        return on_device if latest is None else on_device.joined(latest)
 
     def _restored(self, values: dict[str, Tensor]) -> Changes:
         restored: Changes

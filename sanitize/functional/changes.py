@@ -20,7 +20,7 @@ class Changes(nn.Module):
     """Learning rate of Adam."""
 
     first_images: int
-    """A candidate, as a search begins; hidden perturbations and pictures need more than patches, of which there are more."""
+    """A candidate, as a search begins; what covers the image needs more than patches, of which there are many."""
 
     values: nn.Parameter
     """(P, 3, H, W): what is searched, one row a candidate."""

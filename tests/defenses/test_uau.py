@@ -19,6 +19,7 @@ from tests.encoders import small_encoder
 SHORT = {
     "rounds": 3, "search_steps": 2, "unlearn_steps": 2, "batch_size": 16, "evidence_steps": 1,
     "minimum_clean_similarity": -1.0, "minimum_collapse": -1.0, "minimum_alignment": -1.0, "starts": 2,
+    "minimum_collapse_large": -1.0, "centred": False,
     "families": "perturbation", "learning_rate": 0.01, "weight_decay": 5e-4, "squares": False,
 }  # fmt: skip
 
@@ -46,6 +47,7 @@ def reference():
     [
         {"rounds": 2},
         {"families": "patch"},
+        {"families": "blend"},
         {"starts": 3},
         {"search_steps": 3},
         {"minimum_collapse": 1.0},
@@ -79,7 +81,16 @@ def test_the_table_of_options_is_complete():
         for option in mark.args[1]
         for key in option
     }
-    assert tested | {"minimum_clean_similarity", "evidence_steps", "layer", "squares"} == set(UAU.model_fields)
+    elsewhere = {"minimum_clean_similarity", "evidence_steps", "layer", "squares", "minimum_collapse_large"}
+    assert tested | elsewhere == set(UAU.model_fields)
+
+
+@pytest.mark.parametrize("least", ["minimum_collapse", "minimum_collapse_large"])
+def test_small_and_large_patches_have_thresholds_of_their_own(least):
+    """With nothing found, nothing is known to search towards: of two rounds, one unlearns only what it may."""
+    patches = {"families": "patch", "rounds": 2, "minimum_collapse": 1.0, "minimum_collapse_large": 1.0}
+    neither, one = purified(**patches), purified(**patches | {least: -1.0})
+    assert not torch.equal(weights(one.network), weights(neither.network))
 
 
 def test_longer_searches_measure_something_else_and_change_nothing(reference):
@@ -112,7 +123,7 @@ class Killer(NullRecorder):
 
 @pytest.mark.parametrize("epoch", [1, 8])  # before and after the pool is full
 def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, epoch):
-    method = UAU(**SHORT | {"rounds": 10, "families": "both", "search_steps": 1, "unlearn_steps": 1, "batch_size": 8})
+    method = UAU(**SHORT | {"rounds": 10, "families": "all", "search_steps": 1, "unlearn_steps": 1, "batch_size": 8})
     suspect, data = small_encoder(), defender_images()
     whole = method.purify(suspect, data, Engine(device="cpu"))
     with pytest.raises(Interrupted):
@@ -137,7 +148,7 @@ def test_families_take_turns():
     """A run of perturbations alone repeats the first round of all, and not the second."""
     both, perturbation, patch = (
         [epoch["collapse"] for epoch in purified(families=families, rounds=2).history["unlearn"].epochs]
-        for families in ("both", "perturbation", "patch")
+        for families in ("all", "perturbation", "patch")
     )
     assert both[0] == perturbation[0] != patch[0]
     assert both[1] != perturbation[1]
@@ -166,7 +177,7 @@ def test_a_square_that_collapses_features_is_handed_out_to_the_end():
     expected = clean.clone()
     expected[:, :, 20:26, 3:9] = 1.0
     for collapse, counts in ((0.8, True), (0.7, False)):
-        method = UAU(**SHORT | {"minimum_collapse": 0.75})
+        method = UAU(**SHORT | {"minimum_collapse_large": 0.75})
         pool = Pool(method, suspect, images, 32, centre, Found(white, collapse, direction), Engine(device="cpu"))
         drawn = [pool.changed(clean, torch.Generator().manual_seed(seed)) for seed in range(20)]
         laid = [bool(torch.allclose(changed, expected, atol=1e-4)) for changed in drawn]
@@ -181,7 +192,7 @@ def test_a_square_that_collapses_features_is_handed_out_to_the_end():
 def test_of_squares_only_what_is_unlearned_is_a_find(patch, square, nothing):
     change = Patches(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2), 8)
     found = {"patch": Found(change, patch, torch.ones(1)), "square": Found(change, square, torch.ones(1))}
-    rules = [finding.rule for finding in UAU(minimum_collapse=0.75)._findings(found, {})]
+    rules = [finding.rule for finding in UAU(minimum_collapse=0.6, minimum_collapse_large=0.75)._findings(found, {})]
     assert rules == (["uau-nothing-found"] if nothing else [])
 
 
@@ -206,7 +217,7 @@ def test_what_collapses_as_before_is_told(before, after, centred, hint):
 
 def test_squares_are_searched_before_and_after(reference):
     """And disturb no other search: where no square counts, the result is the same."""
-    result = purified(squares=True, minimum_collapse=1.0, batch_size=16)
+    result = purified(squares=True, minimum_collapse=1.0, minimum_collapse_large=1.0, batch_size=16)
     without = purified(minimum_collapse=1.0)
     for measures, others in ((result.before, without.before), (result.after, without.after)):
         assert -1 <= measures.pop("collapse_square") < 1

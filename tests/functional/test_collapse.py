@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sanitize.errors import TrainingError
-from sanitize.functional.changes import FAMILIES, Patches, Perturbations
+from sanitize.functional.changes import Blends, Patches, Perturbations
 from sanitize.functional.collapse import (
     alignment,
     centred_collapse,
@@ -57,7 +57,9 @@ def images() -> torch.Tensor:
 
 
 def start(family: str, bound: float, drawn: torch.Generator):
-    return Perturbations.start(8, SIZE, bound, drawn) if family == "perturbation" else Patches.start(SIZE, 1 / 4, drawn)
+    if family == "perturbation":
+        return Perturbations.start(8, SIZE, bound, drawn)
+    return Blends.start(8, SIZE, bound, drawn) if family == "blend" else Patches.start(SIZE, 1 / 4, drawn)
 
 
 def find(network, images, family="perturbation", bound=0.15, seed=0, **options):
@@ -144,6 +146,49 @@ def test_a_varied_perturbation_is_up_to_three_times_as_strong():
     assert 0.05 <= float(each.min()) < 0.06 < 0.14 < float(each.max()) <= 0.15 + 1e-6
 
 
+def test_pictures_are_blended_in_and_take_contrast(images):
+    changes = Blends.start(4, SIZE, 0.1, generator())
+    shown, pictures = changes(images[:5]).detach(), changes.values.detach().sigmoid()
+    assert shown.shape == (4, 5, 3, SIZE, SIZE)
+    for candidate, number in [(0, 0), (3, 4), (1, 2)]:
+        assert torch.allclose(shown[candidate, number], 0.9 * images[number] + 0.1 * pictures[candidate], atol=1e-6)
+    assert torch.equal(changes.picture(), pictures[0])
+    assert torch.allclose(shown[:, 0] - shown[:, 1], (0.9 * (images[0] - images[1])).expand(4, -1, -1, -1), atol=1e-6)
+
+
+@pytest.mark.parametrize(("share", "most"), [(0.1, 0.3), (0.4, 0.4)])
+def test_a_varied_picture_has_up_to_three_tenths(share, most):
+    """Or its own share, where that is more; a black picture leaves the rest of a white image."""
+    changes = Blends(torch.full((2, 3, SIZE, SIZE), -40.0), share)
+    left = changes.varied(torch.ones(200, 3, SIZE, SIZE), generator()).detach()
+    each = 1 - left[:, 0, 0, 0]
+    assert torch.allclose(1 - left, each[:, None, None, None].expand_as(left))
+    assert share - 1e-6 <= float(each.min()) < share + 0.01
+    assert most - 0.01 < float(each.max()) <= most + 1e-6
+
+
+class Shy(nn.Module):
+    """Waves, and one feature that answers to little contrast: to what no perturbation does that is the same for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection = nn.Linear(3 * SIZE * SIZE, 6, bias=False)
+        self.projection.weight.data = torch.randn(6, 3 * SIZE * SIZE, generator=generator(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        flat = images.flatten(1)
+        drive = 4 * torch.nn.functional.softplus(400 * (0.098 - flat.std(dim=1, keepdim=True)))
+        return torch.cat([0.3 * torch.cos(self.projection(flat)), drive], dim=1)
+
+
+def test_a_search_for_pictures_finds_what_none_for_perturbations_does(images):
+    network = Shy()
+    with torch.no_grad():
+        assert float(network(images)[:, -1].max()) < 0.2  # silent on clean images
+    perturbation, blend = (find(network, images, family, bound=0.2).collapse for family in ("perturbation", "blend"))
+    assert blend > 0.9 > 0.5 > perturbation
+
+
 def slow_patch(image: torch.Tensor, colours: torch.Tensor, row: int, column: int) -> torch.Tensor:
     shown = image.clone()
     for c in range(3):
@@ -174,7 +219,7 @@ def test_a_varied_patch_is_at_random_places_all_over_the_image(images):
     assert torch.allclose(shown[7], slow_patch(grey[7], changes.values[0].detach(), row, column), atol=1e-6)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["perturbation", "blend", "patch"])
 def test_selected_candidates_are_copies(images, family):
     changes = start(family, 0.1, generator())
     some = changes.select(torch.tensor([3, 1]))
@@ -187,7 +232,7 @@ def test_selected_candidates_are_copies(images, family):
     assert float(changes.values.detach().abs().min()) > 0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["perturbation", "blend", "patch"])
 def test_pictures_can_be_shown(family):
     picture = start(family, 0.1, generator()).picture()
     assert picture.shape == (3, SIZE, SIZE)
@@ -261,7 +306,7 @@ def test_the_network_gets_no_gradient(images):
     assert network.projection.weight.requires_grad
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["perturbation", "blend", "patch"])
 def test_the_search_depends_on_the_generator_alone(images, family):
     first, again, other = (find(Backdoored(), images, family, seed=seed, steps=3) for seed in (1, 1, 2))
     assert torch.equal(first.changes.values, again.changes.values)
@@ -298,7 +343,7 @@ def test_nan_leads_to_one_new_start_and_then_to_an_error(images):
         find(network, images)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["perturbation", "blend", "patch"])
 def test_fresh_searches_look_for_small_changes_only(images, family):
     network = Backdoored()
     with torch.no_grad():
