@@ -188,13 +188,19 @@ class Engine:
             The history; complete also when the stage was resumed.
 
         Raises:
-            TrainingError: A loss term or a weight is not finite, or another process failed.
+            TrainingError: All parameters are frozen, a loss term or a weight is not finite, or another process failed.
         """
+        trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        if not trainable:
+            raise TrainingError(
+                f"{stage}: every parameter of the network is frozen, so that nothing can be trained. "
+                "Call network.requires_grad_(True)."
+            )
         per_epoch = max(1, images // batch_size if drop_last else math.ceil(images / batch_size))
         total = min(epochs * per_epoch, max_steps or epochs * per_epoch)
         if self._channels_last:
             network.to(memory_format=torch.channels_last)  # convolutions then work, and keep activations, in it
-        made = optimizer([parameter for parameter in network.parameters() if parameter.requires_grad])
+        made = optimizer(trainable)
         schedule = scheduler(made, total) if scheduler else None
         wrapped, made = self.fabric.setup(network, made)
         generator = self.generator(stage)

@@ -61,8 +61,8 @@ ROWS = [
     Row(CLP(), encoder=Expected(None), classifier=Expected(None, accuracy_loss=0.10)),
     # It forgets little in so few steps: the backdoor stays (docs/methods/fine-tune.md).
     Row(FineTune(epochs=5, crop_padding=2, flip=0.0), encoder=Expected(None), classifier=Expected(None)),
-    # Half of the default rounds suffice here.
-    Row(UAU(rounds=15, evidence_steps=1), encoder=Expected(0.10), classifier=Expected(0.10, accuracy_loss=0.03)),
+    # A third of the default rounds suffices here.
+    Row(UAU(rounds=12, evidence_steps=1), encoder=Expected(0.10), classifier=Expected(0.10, accuracy_loss=0.03)),
     # Some of what it takes for poisoned is clean (docs/methods/d-br.md), which costs the target class.
     Row(DBR(crop_padding=2, flip=0.0), classifier=Expected(0.10, accuracy_loss=0.03), data="training"),
     # The classifier's accuracy suffers in so few steps; neither backdoor is gone (docs/methods/i-bau.md).

@@ -141,6 +141,11 @@ def test_train_mode_false_keeps_batch_norm_statistics():
     assert not torch.equal(moved[1].running_mean, before)
 
 
+def test_a_frozen_network_is_an_error():
+    with pytest.raises(TrainingError, match="stage: every parameter of the network is frozen"):
+        train(Engine(device="cpu"), network().requires_grad_(False))
+
+
 def test_a_nan_loss_is_an_error():
     with pytest.raises(TrainingError, match="stage 'stage', epoch 0"):
         Engine(device="cpu").fit(
