@@ -65,7 +65,25 @@ class Changes(nn.Module):
         """What the first candidate looks like: (3, H, W) in [0, 1]."""
 
 
-class Perturbations(Changes):
+class WholeChanges(Changes):
+    """Changes of the whole image: a candidate is its values and nothing else."""
+
+    first_images = 16
+
+    def select(self, which: Tensor) -> Self:
+        """See `Changes`."""
+        return self._alike(self.values.detach()[which].clone())
+
+    def joined(self, others: Self) -> Self:
+        """See `Changes`."""
+        return self._alike(torch.cat([self.values.detach(), others.values.detach()]))
+
+    @abstractmethod
+    def _alike(self, values: Tensor) -> Self:
+        """Other candidates with the same limits."""
+
+
+class Perturbations(WholeChanges):
     """Adds one picture of small values: ``clamp(x + delta)``, ``|delta| <= bound``.
 
     Args:
@@ -73,7 +91,6 @@ class Perturbations(Changes):
         bound: Largest change of a pixel, in (0, 1].
     """
 
-    first_images = 16
     bound: Tensor
 
     def __init__(self, values: Tensor, bound: float) -> None:
@@ -91,14 +108,6 @@ class Perturbations(Changes):
     def forward(self, images: Tensor) -> Tensor:
         """See `Changes`."""
         return (images + self.values[:, None]).clamp(0, 1)
-
-    def select(self, which: Tensor) -> Self:
-        """See `Changes`."""
-        return self._alike(self.values.detach()[which].clone())
-
-    def joined(self, others: Self) -> Self:
-        """See `Changes`."""
-        return self._alike(torch.cat([self.values.detach(), others.values.detach()]))
 
     @torch.no_grad()
     def project_(self) -> None:
@@ -118,7 +127,7 @@ class Perturbations(Changes):
         return type(self)(values, 5 * self.step_size).to(values.device)
 
 
-class Blends(Changes):
+class Blends(WholeChanges):
     """Blends a picture into every image, ``(1 - share) x + share picture``, which also takes contrast from it.
 
     Args:
@@ -127,7 +136,6 @@ class Blends(Changes):
     """
 
     step_size = 0.5
-    first_images = 16
     share: Tensor
 
     def __init__(self, values: Tensor, share: float) -> None:
@@ -143,14 +151,6 @@ class Blends(Changes):
     def forward(self, images: Tensor) -> Tensor:
         """See `Changes`."""
         return torch.lerp(images[None], self.values.sigmoid()[:, None], self.share)
-
-    def select(self, which: Tensor) -> Self:
-        """See `Changes`."""
-        return self._alike(self.values.detach()[which].clone())
-
-    def joined(self, others: Self) -> Self:
-        """See `Changes`."""
-        return self._alike(torch.cat([self.values.detach(), others.values.detach()]))
 
     def project_(self) -> None:
         """The sigmoid keeps colours in range."""
