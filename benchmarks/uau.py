@@ -83,7 +83,7 @@ ABLATIONS: dict[str, dict[str, object]] = {
     "pictures only": {"families": "blend"},
     "patches only": {"families": "patch"},
     "one start": {"starts": 1},
-    "unlearn all that is found": {"minimum_collapse": -1.0, "minimum_collapse_large": -1.0},
+    "unlearn all that is found": {f"minimum_collapse{kind}": -1.0 for kind in ("", "_large", "_square")},
     "images as they are": {"crop_padding": 0, "mix": 0.0},
     "consistency 1": {"consistency_weight": 1.0},
     "cosines around the origin": {"centred": False},

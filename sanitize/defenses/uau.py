@@ -77,10 +77,10 @@ class UAU(Purifier):
         "nobody's work, and not unlearned",
     )
     minimum_collapse_large: float = Field(
-        0.75,
-        ge=-1,
-        le=1,
-        description="as minimum_collapse, of larger patches and squares, to which clean networks give way",
+        0.9, ge=-1, le=1, description="as minimum_collapse, of patches of a quarter, to which clean networks give way"
+    )
+    minimum_collapse_square: float = Field(
+        0.75, ge=-1, le=1, description="as minimum_collapse, of squares of one colour"
     )
     minimum_alignment: float = Field(
         0.3, ge=-1, le=1, description="as minimum_collapse, of changes that were searched towards a known direction"
@@ -280,7 +280,7 @@ class UAU(Purifier):
 
     def _least(self, name: str) -> float:
         """Collapse from which what a fresh search came back with is a find."""
-        return self.minimum_collapse_large if name == "square" else self.minimum_collapse
+        return self.minimum_collapse_square if name == "square" else self.minimum_collapse
 
     def _mixed(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         """A random share, up to `mix`, of another image in each: more views than a few hundred images have."""

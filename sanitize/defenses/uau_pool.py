@@ -63,7 +63,7 @@ class Pool:
         self._found: list[Changes] = []
         self._directions = centre.new_empty(0, len(centre))
         self._square: Changes | None = None
-        if square is not None and square.collapse >= method.minimum_collapse_large:
+        if square is not None and square.collapse >= method.minimum_collapse_square:
             self._square, self._directions = square.changes, square.direction[None]
 
     def before_epoch(self, network: nn.Module, generator: torch.Generator) -> dict[str, float]:

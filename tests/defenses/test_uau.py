@@ -19,7 +19,7 @@ from tests.encoders import small_encoder
 SHORT = {
     "rounds": 3, "search_steps": 2, "unlearn_steps": 2, "batch_size": 16, "evidence_steps": 1,
     "minimum_clean_similarity": -1.0, "minimum_collapse": -1.0, "minimum_alignment": -1.0, "starts": 2,
-    "minimum_collapse_large": -1.0, "centred": False,
+    "minimum_collapse_large": -1.0, "minimum_collapse_square": -1.0, "centred": False,
     "families": "perturbation", "learning_rate": 0.01, "weight_decay": 5e-4, "squares": False,
 }  # fmt: skip
 
@@ -81,7 +81,8 @@ def test_the_table_of_options_is_complete():
         for option in mark.args[1]
         for key in option
     }
-    elsewhere = {"minimum_clean_similarity", "evidence_steps", "layer", "squares", "minimum_collapse_large"}
+    elsewhere = {"minimum_clean_similarity", "evidence_steps", "layer", "squares"}
+    elsewhere |= {"minimum_collapse_large", "minimum_collapse_square"}
     assert tested | elsewhere == set(UAU.model_fields)
 
 
@@ -177,7 +178,7 @@ def test_a_square_that_collapses_features_is_handed_out_to_the_end():
     expected = clean.clone()
     expected[:, :, 20:26, 3:9] = 1.0
     for collapse, counts in ((0.8, True), (0.7, False)):
-        method = UAU(**SHORT | {"minimum_collapse_large": 0.75})
+        method = UAU(**SHORT | {"minimum_collapse_square": 0.75})
         pool = Pool(method, suspect, images, 32, centre, Found(white, collapse, direction), Engine(device="cpu"))
         drawn = [pool.changed(clean, torch.Generator().manual_seed(seed)) for seed in range(20)]
         laid = [bool(torch.allclose(changed, expected, atol=1e-4)) for changed in drawn]
@@ -192,7 +193,7 @@ def test_a_square_that_collapses_features_is_handed_out_to_the_end():
 def test_of_squares_only_what_is_unlearned_is_a_find(patch, square, nothing):
     change = Patches(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2), 8)
     found = {"patch": Found(change, patch, torch.ones(1)), "square": Found(change, square, torch.ones(1))}
-    rules = [finding.rule for finding in UAU(minimum_collapse=0.6, minimum_collapse_large=0.75)._findings(found, {})]
+    rules = [finding.rule for finding in UAU(minimum_collapse=0.6, minimum_collapse_square=0.75)._findings(found, {})]
     assert rules == (["uau-nothing-found"] if nothing else [])
 
 
@@ -217,7 +218,7 @@ def test_what_collapses_as_before_is_told(before, after, centred, hint):
 
 def test_squares_are_searched_before_and_after(reference):
     """And disturb no other search: where no square counts, the result is the same."""
-    result = purified(squares=True, minimum_collapse=1.0, minimum_collapse_large=1.0, batch_size=16)
+    result = purified(squares=True, minimum_collapse=1.0, minimum_collapse_square=1.0, batch_size=16)
     without = purified(minimum_collapse=1.0)
     for measures, others in ((result.before, without.before), (result.after, without.after)):
         assert -1 <= measures.pop("collapse_square") < 1
