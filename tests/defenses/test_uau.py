@@ -198,19 +198,19 @@ def test_of_squares_only_what_is_unlearned_is_a_find(patch, square, nothing):
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "centred", "hint"),
+    ("before", "after", "centred", "rules", "hint"),
     [
-        (0.9, 0.8, False, "centred=true"),
-        (0.9, 0.8, True, "centred=false"),
-        (0.9, 0.6, False, None),
-        (0.7, 0.8, False, None),
+        (0.9, 0.8, False, ["uau-still-collapses"], "centred=true"),
+        (0.9, 0.8, True, ["uau-still-collapses"], "centred=false"),
+        (0.9, 0.6, False, [], None),
+        (0.7, 0.8, False, ["uau-nothing-found"], None),  # in the suspect
     ],
 )
-def test_what_collapses_as_before_is_told(before, after, centred, hint):
+def test_what_collapses_as_before_is_told(before, after, centred, rules, hint):
     change = Patches(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2), 8)
     found, left = ({"patch": Found(change, value, torch.ones(1))} for value in (before, after))
     findings = UAU(minimum_collapse=0.75, centred=centred)._findings(found, left)
-    assert [finding.rule for finding in findings] == (["uau-still-collapses"] if hint else [])
+    assert [finding.rule for finding in findings] == rules
     if hint:
         assert hint in findings[0].message and "0.80 by a patch" in findings[0].message
         assert findings[0].evidence == {"patch": after}
