@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sanitize.errors import TrainingError
-from sanitize.functional.changes import Blends, Patches, Perturbations
+from sanitize.functional.changes import FAMILIES, Blends, Patches, Perturbations
 from sanitize.functional.collapse import (
     alignment,
     centred_collapse,
@@ -19,6 +19,7 @@ from sanitize.functional.collapse import (
 )
 
 SIZE = 8
+KINDS = (*FAMILIES, "blend")
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -219,7 +220,7 @@ def test_a_varied_patch_is_at_random_places_all_over_the_image(images):
     assert torch.allclose(shown[7], slow_patch(grey[7], changes.values[0].detach(), row, column), atol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["perturbation", "blend", "patch"])
+@pytest.mark.parametrize("family", KINDS)
 def test_selected_candidates_are_copies(images, family):
     changes = start(family, 0.1, generator())
     some = changes.select(torch.tensor([3, 1]))
@@ -232,7 +233,7 @@ def test_selected_candidates_are_copies(images, family):
     assert float(changes.values.detach().abs().min()) > 0
 
 
-@pytest.mark.parametrize("family", ["perturbation", "blend", "patch"])
+@pytest.mark.parametrize("family", KINDS)
 def test_pictures_can_be_shown(family):
     picture = start(family, 0.1, generator()).picture()
     assert picture.shape == (3, SIZE, SIZE)
@@ -306,7 +307,7 @@ def test_the_network_gets_no_gradient(images):
     assert network.projection.weight.requires_grad
 
 
-@pytest.mark.parametrize("family", ["perturbation", "blend", "patch"])
+@pytest.mark.parametrize("family", KINDS)
 def test_the_search_depends_on_the_generator_alone(images, family):
     first, again, other = (find(Backdoored(), images, family, seed=seed, steps=3) for seed in (1, 1, 2))
     assert torch.equal(first.changes.values, again.changes.values)
@@ -343,7 +344,7 @@ def test_nan_leads_to_one_new_start_and_then_to_an_error(images):
         find(network, images)
 
 
-@pytest.mark.parametrize("family", ["perturbation", "blend", "patch"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_fresh_searches_look_for_small_changes_only(images, family):
     network = Backdoored()
     with torch.no_grad():
