@@ -6,13 +6,16 @@ import torch
 
 from benchmarks.cells import Cell, Measure
 from benchmarks.lab import Lab, Subject
-from benchmarks.study import Study
+from benchmarks.profiles import Profile
+from benchmarks.study import Study, of_encoders
 from benchmarks.subjects import cleaned, compared, measured, pretrained, suspect
 from sanitize.data import PatchTrigger
 from sanitize.data.triggers import FrequencyTrigger, Trigger, WarpTrigger
 from sanitize.data.triggers.patterns import htba_patch, sinusoid
 
 TARGET = 3
+PLANTING: dict[str, dict[str, object]] = {"small": {"reference": "first"}}
+"""Settings of the attacker, by profile: with typical references one trigger of four takes on so few images."""
 METRICS = {
     "clean_accuracy": "BA",
     "attack_success_rate": "ASR",
@@ -127,17 +130,23 @@ def adaptive() -> list[Cell]:
     ]
 
 
+def settings(profile: Profile) -> str:
+    """Settings of a profile in a paragraph, with the attacker's."""
+    planting = ", ".join(f"{name} {value}" for name, value in PLANTING.get(profile.name, {}).items())
+    return of_encoders(profile) + (f" Kinds of triggers are planted with {planting}." if planting else "")
+
+
 PARTS = {
-    "triggers": Study("uau-triggers", "UAU: kinds of triggers", triggers, METRICS),
-    "attacks": Study("uau-attacks", "UAU: all attacks", attacks, METRICS),
-    "ablation": Study("uau-ablation", "UAU: one setting changed at a time", ablation, METRICS),
-    "adaptive": Study("uau-adaptive", "UAU: an attacker who knows it", adaptive, METRICS),
+    "triggers": Study("uau-triggers", "UAU: kinds of triggers", triggers, METRICS, preface=settings),
+    "attacks": Study("uau-attacks", "UAU: all attacks", attacks, METRICS, preface=settings),
+    "ablation": Study("uau-ablation", "UAU: one setting changed at a time", ablation, METRICS, preface=settings),
+    "adaptive": Study("uau-adaptive", "UAU: an attacker who knows it", adaptive, METRICS, preface=settings),
 }
 
 
 def _planted(lab: Lab, name: str, *, architecture: str | None = None, attack: str = "badencoder") -> Subject:
-    trigger = kinds_of_trigger(lab.profile.image_size)[name]
-    return suspect(lab, "simclr", attack, architecture=architecture, triggers=[trigger])
+    trigger, settings = kinds_of_trigger(lab.profile.image_size)[name], PLANTING.get(lab.profile.name)
+    return suspect(lab, "simclr", attack, architecture=architecture, settings=settings, triggers=[trigger])
 
 
 def _on_trigger(name: str, column: str, settings: dict[str, object] | None = None) -> Measure:
