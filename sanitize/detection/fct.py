@@ -152,15 +152,13 @@ class FCT(DataDetector):
     def _auto(self, values: Tensor, labels: Tensor | None) -> Split:
         clean, poisoned = torch.zeros(2, len(values), dtype=torch.bool)
         groups = dict(_groups(values, labels))
-        mixtures = {label: mixture for label, rows in groups.items() if (mixture := two_groups(values[rows]))}
+        mixtures, tails = _mixtures(values, groups), _mixtures(values, groups, also_in_the_tail=True)
         found: dict[int, TwoGroups] = {}
         for label, rows in groups.items():
             order = rows[values[rows].argsort(stable=True)]
             lowest = order[: max(1, int((self.clean_share or 0.5) * len(order)))]
-            mixture = mixtures.get(label)
-            if mixture is None or not (
-                mixture.apart(self.separation) or stands_out(label, mixtures, self.significance)
-            ):
+            mixture = self._judged(label, mixtures, tails)
+            if mixture is None:
                 clean[lowest] = True
                 continue
             found[label] = mixture
@@ -176,6 +174,13 @@ class FCT(DataDetector):
             f"{strongest.gain:.0f}); {int(poisoned.sum())} of {len(values)} images are in an upper one"
         )
         return Split(clean, poisoned, True, reason, tuple(label for label in found if label >= 0))
+
+    def _judged(self, label: int, mixtures: dict[int, TwoGroups], tails: dict[int, TwoGroups]) -> TwoGroups | None:
+        """The two groups of a class, by itself or beside the others; None where there is no evidence of two."""
+        if label in mixtures and mixtures[label].apart(self.separation, len(mixtures)):
+            return mixtures[label]
+        # A start in the tail also splits classes that are skewed: chance is excluded by the other classes alone.
+        return tails[label] if label in tails and stands_out(label, tails, self.significance) else None
 
 
 def feature_extractor(network: Network) -> Network:
@@ -225,6 +230,12 @@ class _Consistency(nn.Module):
             for drawn in draws
         ]
         return torch.stack(moved, dim=1).mean(dim=1, keepdim=True)
+
+
+def _mixtures(values: Tensor, groups: dict[int, Tensor], *, also_in_the_tail: bool = False) -> dict[int, TwoGroups]:
+    """Of the classes that are large enough to be judged."""
+    fitted = {label: two_groups(values[rows], also_in_the_tail=also_in_the_tail) for label, rows in groups.items()}
+    return {label: mixture for label, mixture in fitted.items() if mixture is not None}
 
 
 def _groups(values: Tensor, labels: Tensor | None) -> Iterator[tuple[int, Tensor]]:

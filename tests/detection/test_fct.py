@@ -15,6 +15,7 @@ from sanitize.detection import FCT, Scores
 from sanitize.detection.fct import feature_extractor
 from sanitize.errors import ArchitectureError, ConfigError, DataError
 from sanitize.functional.consistency import transform
+from sanitize.functional.two_groups import TwoGroups
 from sanitize.suspects import Classifier
 from sanitize.training import Engine
 from sanitize.types import ModelSpec, Normalization
@@ -103,6 +104,30 @@ def test_no_poison_is_invented(images, tail):
         split = FCT().split(scores)
         assert not split.evidence, (seed, split.reason)
         assert not split.poisoned.any()
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_poison_that_is_most_of_its_class_is_found(seed):
+    """As of a hundred classes one gets a tenth of all images: what stands apart in it are the few clean ones."""
+    generator = torch.Generator().manual_seed(seed)
+    labels, truth = (
+        torch.cat([torch.arange(1000) % 10, torch.zeros(1000, dtype=torch.long)]),
+        torch.arange(2000) >= 1000,
+    )
+    clean, poisoned = 0.45 * torch.randn(2000, generator=generator), 0.27 * torch.randn(2000, generator=generator)
+    split = FCT().split(Scores(torch.where(truth, poisoned, clean - 1).exp(), labels))
+    assert split.classes == (0,)
+    assert (split.poisoned & truth).sum() >= 0.8 * truth.sum()
+    assert (split.poisoned & ~truth).sum() <= 60
+    assert (split.clean & truth).sum() <= 0.02 * truth.sum()
+
+
+def test_more_classes_must_be_surer():
+    fitted = TwoGroups(gain=5.0, separation=3.0, smaller=0.1, clean_to=1.0, poisoned_from=2.0)
+    assert fitted.apart(2.0)
+    assert fitted.apart(2.0, classes=3)
+    assert not fitted.apart(2.0, classes=100)
+    assert fitted._replace(gain=7.0).apart(2.0, classes=100)
 
 
 def test_poison_in_every_class_is_found():
