@@ -77,7 +77,8 @@ def uau(
 @app.command()
 def classifiers(
     part: Annotated[
-        str, typer.Option("--part", help="purification, samples (FCT beside other scores), cifar100 or imagenette.")
+        str,
+        typer.Option("--part", help="purification, samples (FCT beside other scores), ablation, cifar100, imagenette."),
     ] = "purification",
     profile: ProfileName = "small",
     seed: Seeds = None,
@@ -91,12 +92,16 @@ def classifiers(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Purifications of classifiers, D-ST, and FCT."""
-    from benchmarks import classifier_data
+    from benchmarks import classifier_ablation, classifier_data
     from benchmarks import classifiers as of_cifar10
     from benchmarks.study import Circumstances, conduct
 
     conduct(
-        _chosen(of_cifar10.PARTS | classifier_data.PARTS, "part", part),
+        _chosen(
+            of_cifar10.PARTS | {"ablation": classifier_ablation.STUDY} | classifier_data.PARTS,
+            "part",
+            part,
+        ),
         Circumstances(profile, seed or [0], row, column, minutes, work, output, device, precision, tracking_uri),
     )
 

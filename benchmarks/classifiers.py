@@ -24,6 +24,7 @@ from sanitize.detection import FCT, Scores
 from sanitize.detection.fct import feature_extractor
 from sanitize.evaluation import ClassifierEvaluator
 from sanitize.evaluation.filtering import measure_filtering
+from sanitize.recipes import load_recipe
 from sanitize.suspects import Network, read_tensors, rebuild
 from sanitize.trainers import DST, Supervised, Trainer
 from sanitize.training import Engine
@@ -56,7 +57,7 @@ SUPERVISED: dict[str, dict[str, Any]] = {
 D_ST: dict[str, dict[str, Any]] = {
     "paper": {},
     "small": {"epochs": 30, "batch_size": 128, "learning_rate": 0.1},
-    "digits": {"epochs": 30, "batch_size": 128, "learning_rate": 0.1, "flip": 0.0},
+    "digits": load_recipe("d-st-small").parameters,
     "cifar100-paper": {},
     "cifar100-small": {"epochs": 30, "batch_size": 128, "learning_rate": 0.1},
 }

@@ -112,6 +112,7 @@ DIGITS = Profile(
     defenses={
         "fine-tune": {"flip": 0.0, "crop_padding": 2},
         "nad": {"flip": 0.0, "crop_padding": 2},
+        "d-br": {"flip": 0.0, "crop_padding": 2},
         "ssl-cleanse": {"steps": 200},
         "neural-cleanse": {"steps": 150, "repeats": 2},
     },

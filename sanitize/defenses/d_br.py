@@ -19,7 +19,7 @@ from sanitize.defenses.base import Need, Paper, Purified, Purifier
 from sanitize.defenses.unlearning import InTurns, Passes, Pressure, Together
 from sanitize.defenses.unlearning_parts import Parts, match_rate, measure
 from sanitize.detection import FCT, Split
-from sanitize.errors import DataError
+from sanitize.errors import ConfigError, DataError
 from sanitize.suspects.networks import Network
 from sanitize.training import Engine, Loss, Watch
 from sanitize.types import Finding, ModelKind, Severity
@@ -97,10 +97,12 @@ class DBR(Purifier):
     weight_decay: float = Field(5e-4, ge=0, description="of SGD")
     unlearn_weight: float | None = Field(
         None,
-        gt=0,
-        description="weight of the loss on D_p at the start; when left out 0.02 (unlikelihood) or 1 (published)",
+        ge=0,
+        description="weight of the loss on D_p at the start; when left out 0.02 (unlikelihood) or 1 (published); "
+        "0: only relearn",
         json_schema_extra={"paper": 1.0},
     )
+    relearn_weight: float = Field(1.0, ge=0, description="weight of the loss on D_c; 0: only unlearn")
     clip_norm: float = Field(
         1.0,
         gt=0,
@@ -154,16 +156,19 @@ class DBR(Purifier):
             "batch_size": batch_size,
             "rounds": self.rounds or rounds,
             "learning_rate": self.learning_rate or learning_rate,
-            "unlearn_weight": self.unlearn_weight or weight,
+            "unlearn_weight": weight if self.unlearn_weight is None else self.unlearn_weight,
         }
 
     def purify(self, network: Network, data: ImageSet, engine: Engine) -> Purified:
         """Split, then unlearn and relearn; see the class.
 
         Raises:
+            ConfigError: Both weights are 0.
             DataError: Labels are missing, of one class only, or not the network's, or images have another size; or no
                 image is left as clean.
         """
+        if self.unlearn_weight == self.relearn_weight == 0:
+            raise ConfigError(f"{self.name}: unlearn_weight and relearn_weight are both 0: nothing would be learned.")
         labels = training_labels(data, self.name, classes=network.spec.output_size)
         if data.image_size != network.spec.image_size:
             raise DataError(
@@ -184,7 +189,7 @@ class DBR(Purifier):
         pressure: Pressure | None = None
         if self.form == "published":
             passes = Passes(parts, batch_size)
-            loss, count = InTurns(images, passes, crops, weight), passes.images
+            loss, count = InTurns(images, passes, crops, weight, self.relearn_weight), passes.images
         else:
             suspect = engine.spread(copy.deepcopy(network).to(engine.device).eval())
             pressure = Pressure(weight, lambda network: match_rate(network, images, parts.poisoned, engine))
@@ -196,6 +201,7 @@ class DBR(Purifier):
                     crops,
                     pressure,
                     batch_size=batch_size,
+                    relearn_weight=self.relearn_weight,
                     suspect_weight=self.suspect_weight,
                     rest_share=self.rest_share,
                 ),

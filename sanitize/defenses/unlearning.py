@@ -27,6 +27,7 @@ class Together:
         crops: Augmentation of D_c; a crop of D_p may cut the trigger away.
         pressure: Weight of the loss on D_p.
         batch_size: Images of D_p a step.
+        relearn_weight: Of the loss on D_c.
         suspect_weight: Share of the suspect's prediction in what is relearned; the rest is the label.
         rest_share: Unlearning rests in steps in which no more of D_p hold on to their label.
     """
@@ -40,6 +41,7 @@ class Together:
         pressure: Pressure,
         *,
         batch_size: int,
+        relearn_weight: float,
         suspect_weight: float,
         rest_share: float,
     ) -> None:
@@ -49,6 +51,7 @@ class Together:
         self.crops = crops
         self.pressure = pressure
         self.count = min(batch_size, len(parts.poisoned))
+        self.relearn_weight = relearn_weight
         self.suspect_weight = suspect_weight
         self.rest_share = rest_share
 
@@ -62,7 +65,7 @@ class Together:
         unlearn, holding = unlikelihood(logits[len(kept) :], labels_of(self.images, drawn))
         unlearn = unlearn * (holding > self.rest_share)
         return {
-            "loss": relearn + self.pressure.weight * unlearn,
+            "loss": self.relearn_weight * relearn + self.pressure.weight * unlearn,
             "relearn": relearn,
             "unlearn": unlearn,
             "holding": holding,
@@ -82,20 +85,23 @@ class InTurns:
         images: The data.
         passes: What comes next.
         crops: Augmentation of both.
-        weight: Of the ascent.
+        unlearn_weight: Of the ascent.
+        relearn_weight: Of the descent.
     """
 
-    def __init__(self, images: DeviceImages, passes: Passes, crops: PaddedCrops, weight: float) -> None:
+    def __init__(
+        self, images: DeviceImages, passes: Passes, crops: PaddedCrops, unlearn_weight: float, relearn_weight: float
+    ) -> None:
         self.images = images
         self.passes = passes
         self.crops = crops
-        self.weight = weight
+        self.weights = {-1: -unlearn_weight, 1: relearn_weight}
 
     def __call__(self, module: nn.Module, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Terms of the step; which images it takes is for the passes to say."""
         sign, rows = self.passes.next(generator)
         value = cross_entropy(module(self.crops(self.images.pixels(rows), generator)), labels_of(self.images, rows))
-        return {"loss": value if sign > 0 else -self.weight * value}
+        return {"loss": self.weights[sign] * value}
 
 
 class Pressure:

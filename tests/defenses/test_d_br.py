@@ -27,6 +27,7 @@ OPTIONS = [
     {"momentum": 0.5},
     {"weight_decay": 0.1},
     {"unlearn_weight": 1.0},
+    {"relearn_weight": 0.1},
     {"clip_norm": 0.01},
     {"rest_share": 0.99},
     {"suspect_weight": 0.0},
@@ -99,6 +100,28 @@ def test_unlikelihood_goes_on_below_the_other_answers_down_to_chance():
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: next(iter(option)))
 def test_every_option_changes_the_result(option, reference):
     assert not torch.equal(weights(purified(**option).network), reference)
+
+
+def test_either_half_can_be_left_out():
+    """Then what concerns that half alone changes nothing."""
+    for weight, option in (("relearn_weight", {"suspect_weight": 0.0}), ("unlearn_weight", {"rest_share": 0.99})):
+        made = [weights(purified(**{weight: 0.0}, **options).network) for options in ({}, option)]
+        assert torch.equal(*made), weight
+    data = suspected_data()
+    others = replace(data, labels=torch.where(data.suspected, data.labels.flip(0), data.labels))
+    made = [weights(purified(one, form="published", unlearn_weight=0.0).network) for one in (data, others)]
+    assert torch.equal(*made)
+    descended, ascended = (
+        purified(form="published", **{weight: 0.0}).history["unlearn-relearn"].epochs[-1]["poison_match_rate"]
+        for weight in ("unlearn_weight", "relearn_weight")
+    )
+    assert ascended < descended
+
+
+@pytest.mark.parametrize("form", ["unlikelihood", "published"])
+def test_one_half_must_be_left(form):
+    with pytest.raises(ConfigError, match="nothing would be learned"):
+        purified(form=form, unlearn_weight=0.0, relearn_weight=0.0)
 
 
 def test_options_of_the_split_reach_it():
