@@ -10,7 +10,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from benchmarks.bmaiu import AT_96_PX, IMAGENETTE, TABLES
+from benchmarks.bmaiu import AT_96_PX, BACKBONES, IMAGENETTE, TABLES
 from benchmarks.cells import EXPERIMENT, Cell, run_cells
 from benchmarks.lab import Lab
 from benchmarks.pieces import time_limit
@@ -200,3 +200,16 @@ def test_wrong_profile_and_missing_data(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="SANITIZE_DATA"):
         SMALL.images("train")
     assert isinstance(profile_named("digits"), Profile)
+
+
+def test_the_page_of_the_triggers_tells_how_they_are_planted():
+    told = {profile.name: PARTS["triggers"].preface(profile) for profile in (SMALL, DIGITS)}
+    assert "planted with reference first" in told["small"]
+    assert "planted" not in told["digits"]
+
+
+def test_the_small_scale_of_the_backbones_shares_no_network_with_that_of_the_other_tables(tmp_path):
+    small, others = BACKBONES["small"], SMALL
+    assert small.name == others.name  # so that the settings alone tell them apart
+    assert small.pretraining != others.pretraining and small.attack != others.attack
+    assert TABLES["7"].profiles is BACKBONES

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import classifier_data
+from benchmarks import classifier_ablation, classifier_data
 from benchmarks.classifiers import CLEAN, PAPER, PARTS, POISON_RATE, TARGET, _sample_metric, poisoned
 from benchmarks.lab import Lab
 from benchmarks.profiles import DIGITS
 from sanitize.data import load_images
+from sanitize.defenses import DBR
+from sanitize.trainers import DST
 from tests.classifiers import small_classifier
 
 
@@ -78,3 +80,11 @@ def test_surer_answers_are_more_suspicious(lab):
     for name, expected in (("loss", own), ("entropy", negentropy)):
         assert torch.allclose(_sample_metric(name, network, data, lab).double(), expected, atol=1e-4)
     assert (_sample_metric("feature norm", network, data, lab) > 0).all()
+
+
+def test_every_variant_of_the_ablation_is_another():
+    for method, variants in ((DBR, classifier_ablation.UNLEARNING), (DST, classifier_ablation.TRAINING)):
+        made = [method(**values).model_dump_json() for values in variants.values()]
+        assert len(set(made)) == len(variants)
+    columns = {cell.column for cell in classifier_ablation.STUDY.cells()}
+    assert columns == {"none", *classifier_ablation.UNLEARNING, *classifier_ablation.TRAINING}
