@@ -127,6 +127,7 @@ def third_party() -> tuple[Network, ImageSet, tuple[Trigger, ...], Truth]:
     """The checkpoint that others made, and 2,750 images of which 250 have its trigger and its target's label."""
     folder = data_folder().parent / "suspects" / "badnets-cifar10"
     trigger = Trigger.from_yaml(folder / "trigger.yaml")
+    assert isinstance(trigger.target, int)
     network = rebuild(
         read_tensors(folder / "checkpoint.pth", allow_stubbed=True),
         kind="classifier",
@@ -141,7 +142,7 @@ def third_party() -> tuple[Network, ImageSet, tuple[Trigger, ...], Truth]:
     chosen[others[torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[:250]]] = True
     images = data.images.clone()
     images[chosen] = (255 * trigger.apply(images[chosen] / 255)).round().to(torch.uint8)
-    wrong = torch.where(chosen, int(trigger.target), labels)
+    wrong = torch.where(chosen, trigger.target, labels)
     return network, replace(data, images=images, labels=wrong), (trigger,), Truth(chosen, labels)
 
 
@@ -199,7 +200,9 @@ def _sample_metric(name: str, network: Network, data: ImageSet, lab: Lab) -> Ten
     engine = lab.engine("sample-metrics")
     images = DeviceImages(data.without_labels(), engine.device)
     if name == "feature norm":
-        return engine.forward(feature_extractor(network), images.pixels, len(images)).norm(dim=1)
+        features = engine.forward(feature_extractor(network), images.pixels, len(images))
+        norms: Tensor = features.norm(dim=1)
+        return norms
     logits = engine.forward(network, images.pixels, len(images))
     if name == "loss":
         return -cross_entropy(logits, data.require_labels("the benchmark"), reduction="none")

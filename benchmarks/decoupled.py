@@ -249,8 +249,8 @@ def _evaluated(lab: Lab, network: Network, poisoned: Poisoned) -> dict[str, floa
 def _keep_losses(lab: Lab, name: str, filtering: Filtering, poisoned: Poisoned) -> None:
     folder = lab.work / "losses" / lab.profile.name
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {"losses": filtering.losses.numpy(), "poisoned": poisoned.truth.poisoned.numpy()}
-    np.savez(folder / f"{name}--seed{lab.seed}.npz", **arrays)
+    losses, truth = filtering.losses.numpy(), poisoned.truth.poisoned.numpy()
+    np.savez(folder / f"{name}--seed{lab.seed}.npz", losses=losses, poisoned=truth)
 
 
 def plot_losses(folder: Path, picture: Path) -> None:

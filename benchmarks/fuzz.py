@@ -50,8 +50,10 @@ def readers(folder: Path) -> dict[str, Callable[[Path], object]]:
     from sanitize.suspects.readers import _load_safetensors
 
     # What the child process turns into a message by itself: see sanitize.suspects.extract.command.main.
-    caught = (ArchiveError, ContentsError, MachineError, zipfile.BadZipFile, zlib.error, EOFError)
-    caught += (NotImplementedError, ValueError, MemoryError, RecursionError)
+    caught = (
+        *(ArchiveError, ContentsError, MachineError, zipfile.BadZipFile, zlib.error, EOFError),
+        *(NotImplementedError, ValueError, MemoryError, RecursionError),
+    )
 
     def model(path: Path) -> None:
         with contextlib.suppress(SanitizeError):

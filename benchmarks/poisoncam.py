@@ -16,7 +16,7 @@ from benchmarks.study import Study
 from sanitize.attacks import SSLBackdoor
 from sanitize.attacks.base import Poisoned, Truth
 from sanitize.data import PatchTrigger
-from sanitize.data.triggers import htba_patch
+from sanitize.data.triggers import Trigger, htba_patch
 from sanitize.detection import detector_named
 from sanitize.evaluation.filtering import measure_filtering, measure_windows
 from sanitize.trainers import SimCLR
@@ -152,11 +152,11 @@ def measured(
 def _by_trigger(lab: Lab, truth: Tensor, removed: Tensor, top: Tensor) -> dict[str, float | None]:
     """The recall of the trigger that is found least, and how many triggers the best windows show."""
     labels = lab.train.require_labels("the benchmark")  # those of poisoned images are their triggers' targets
-    targets = labels[truth].unique().tolist()
+    targets = torch.unique(labels[truth]).tolist()
     if not targets:
         return {}
     recalls = [float(removed[truth & (labels == target)].double().mean()) for target in targets]
-    return {"least_recall": min(recalls), "top20_triggers": float(len(labels[top[truth[top]]].unique()))}
+    return {"least_recall": min(recalls), "top20_triggers": float(len(torch.unique(labels[top[truth[top]]])))}
 
 
 def changed_boxes(before: Tensor, after: Tensor) -> Tensor:
@@ -198,7 +198,8 @@ def _published(row: str, method: str) -> dict[str, float]:
 def poisoned_by_patches(lab: Lab, targets: tuple[int, ...]) -> Poisoned:
     """Half of each target's class, with a patch of its own; the first patch is the attack's."""
     size = round(SIDE * lab.profile.image_size)
-    data, triggers, poisoned = lab.train, [], torch.zeros(len(lab.train), dtype=torch.bool)
+    data, poisoned = lab.train, torch.zeros(len(lab.train), dtype=torch.bool)
+    triggers: list[Trigger] = []
     for number, target in enumerate(targets):
         engine = lab.engine(f"poison-{target}")
         patch = htba_patch(size, engine.generator(f"poisoncam/trigger-{target}"))

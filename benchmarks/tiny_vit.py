@@ -11,9 +11,11 @@ TINY = Shape(128, 4, 4)
 
 def tiny_vit_32() -> nn.Module:
     """For images of 32 px: 65 tokens."""
-    return vision_transformer(TINY, 10, 32)
+    network: nn.Module = vision_transformer(TINY, 10, 32)
+    return network
 
 
 def tiny_vit_96() -> nn.Module:
     """For images of 96 px: 145 tokens."""
-    return vision_transformer(TINY, 10, 96)
+    network: nn.Module = vision_transformer(TINY, 10, 96)
+    return network

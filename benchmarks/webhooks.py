@@ -125,7 +125,12 @@ def run(folder: Path, *, rate: int, seconds: float, options: tuple[str, ...]) ->
     service, load, lock = Service(folder, *options), Load(), threading.Lock()
     service.start()
     total = int(rate * seconds)
-    killer = threading.Timer(seconds / 2, lambda: (service.stop(signal.SIGKILL), service.start()))
+
+    def restart() -> None:
+        service.stop(signal.SIGKILL)
+        service.start()
+
+    killer = threading.Timer(seconds / 2, restart)
     killer.start()
     begin = time.monotonic()
     with ThreadPoolExecutor(4 * rate) as pool:
