@@ -34,8 +34,9 @@ class FCT(DataDetector):
     The decision ``auto`` fits, for each observed label, one and two normal distributions to the logarithm of the
     scores. Two count where they explain the scores better (BIC) and lie apart (Ashman's D), or where they overlap and
     explain this class so much better than the other classes that chance is excluded (Student's t); then the upper one
-    is the poison. Otherwise the answer is "no evidence". ``quota`` takes the highest and lowest shares of all images,
-    as the paper does, and so always finds poison.
+    is the poison. Of more classes than ten more is asked; in the comparison fits also begin in the lower tail, as where
+    most of a class is poison. Otherwise the answer is "no evidence". ``quota`` takes the highest and lowest shares of
+    all images, as the paper does, and so always finds poison.
 
     Differs from the paper:
         - The decision comes from the distribution of the scores by default, not from fixed shares.

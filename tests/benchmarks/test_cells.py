@@ -208,7 +208,7 @@ def test_the_page_of_the_triggers_tells_how_they_are_planted():
     assert "planted" not in told["digits"]
 
 
-def test_the_small_scale_of_the_backbones_shares_no_network_with_that_of_the_other_tables(tmp_path):
+def test_the_small_scale_of_the_backbones_shares_no_network_with_that_of_the_other_tables():
     small, others = BACKBONES["small"], SMALL
     assert small.name == others.name  # so that the settings alone tell them apart
     assert small.pretraining != others.pretraining and small.attack != others.attack
